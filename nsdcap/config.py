@@ -1,0 +1,317 @@
+"""Every setting, its default, and the two presets; read from TOML and written beside the results."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from nsdcap.errors import UsageError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+STREAMS = ("early", "midventral", "midlateral", "midparietal", "ventral", "lateral", "parietal")
+PHASES = ("early", "mid", "late")  # of writing a caption
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is read of NSD. ``sessions`` 0 means all that the folder holds."""
+
+    nsd_root: str = ""
+    annotations: str = ""  # COCO's captions; empty: annotations/ beside nsddata_stimuli/
+    subjects: tuple[int, ...] = (1, 2, 5, 7)
+    sessions: int = 37
+    betas: str = "betas_fithrf_GLMdenoise_RR"
+    space: str = "func1pt8mm"
+    scale: bool = True  # int16 / 300 = percent signal change
+    zscore_sessions: bool = False
+
+
+@dataclass(frozen=True)
+class Roi:
+    """Streams whose voxels predict each latent."""
+
+    z_v: tuple[str, ...] = STREAMS
+    c: tuple[str, ...] = STREAMS
+    z: tuple[str, ...] = ("early",)
+
+
+@dataclass(frozen=True)
+class Models:
+    """Weights: a hub id or a Hugging Face folder each. ``device`` auto takes a GPU where there is one."""
+
+    blip: str = ""
+    diffusion: str = "CompVis/stable-diffusion-v1-4"
+    clip: str = "openai/clip-vit-base-patch32"
+    device: str = "auto"
+    picture_size: int = 0  # BLIP's; 0: the size in its own configuration
+    normalise: bool = True  # BLIP's pixel mean and spread
+    batch: int = 32
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """Penalties are multiples of the mean eigenvalue of the trials' Gram matrix, unless ``absolute``."""
+
+    folds: int = 5
+    group_folds: bool = True  # repeats of a picture never straddle a fold
+    alphas: tuple[float, ...] = tuple(float(f"{10 ** (k / 2):.4g}") for k in range(-6, 13))
+    absolute: bool = False
+    block: int = 4096  # targets held in memory at once
+
+
+@dataclass(frozen=True)
+class Decode:
+    """``alpha``: one penalty a target, or one a feature. ``gain``: none, or cv. See docs in decode.py."""
+
+    alpha: str = "target"
+    gain: str = "none"
+    intercept: bool = True
+    z_alphas: tuple[float, ...] = ()  # empty: those of ridge, likewise for the next two
+    c_alphas: tuple[float, ...] = ()
+    z_v_alphas: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Caption:
+    """How BLIP writes; lengths count tokens, the prompt included, as transformers does."""
+
+    prompt: str = "a picture of"
+    beams: int = 3
+    min_length: int = 5
+    max_length: int = 20
+    repetition_penalty: float = 1.5
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Image-to-image diffusion; sizes in pixels."""
+
+    coarse_size: int = 320
+    size: int = 512
+    steps: int = 50
+    strength: float = 0.8
+    guidance: float = 5.0
+    samples: int = 5
+    posterior: str = "mean"  # of the autoencoder: mean or sample
+    noise: str = "picture"  # picture: from (seed, subject, nsd_id, sample); same: one for all
+    batch: int = 8
+
+
+@dataclass(frozen=True)
+class Encode:
+    """``states`` of BERT: 0 the embeddings, then one a layer; empty: all that the captioner has."""
+
+    states: tuple[int, ...] = ()
+    ratios: tuple[float, ...] = (0.1, 1.0, 10.0)  # z_B's weight in the joint model
+    nulls: int = 1000
+    bootstraps: int = 1000
+    block: int = 2048  # voxels held in memory at once
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run."""
+
+    preset: str = "paper"
+    seed: int = 0
+    no_stimuli: bool = False  # leave NSD's pictures out of the report
+    data: Data = field(default_factory=Data)
+    roi: Roi = field(default_factory=Roi)
+    models: Models = field(default_factory=Models)
+    ridge: Ridge = field(default_factory=Ridge)
+    decode: Decode = field(default_factory=Decode)
+    caption: Caption = field(default_factory=Caption)
+    reconstruct: Reconstruct = field(default_factory=Reconstruct)
+    encode: Encode = field(default_factory=Encode)
+
+
+RELEASED: dict[str, Any] = {
+    "data": {"scale": False},
+    "roi": {
+        "z_v": ["early", "midventral", "midlateral", "ventral", "lateral", "parietal"],
+        "c": ["ventral"],
+    },
+    "models": {"picture_size": 240, "normalise": False},
+    "ridge": {"group_folds": False, "absolute": True},
+    "decode": {
+        "intercept": False,
+        "z_alphas": [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0],
+        "c_alphas": [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0],
+        "z_v_alphas": [10000.0, 20000.0, 40000.0],
+    },
+    "reconstruct": {"posterior": "sample", "noise": "same"},
+}
+PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "released": RELEASED}
+
+CHOICES = {
+    "decode.alpha": ("target", "feature"),
+    "decode.gain": ("none", "cv"),
+    "reconstruct.posterior": ("mean", "sample"),
+    "reconstruct.noise": ("picture", "same"),
+}
+
+
+def load(
+    file: Path | None = None, preset: str | None = None, settings: tuple[str, ...] = ()
+) -> Config:
+    """The preset, then the file, then ``settings`` ("section.key=value"), each over the one before.
+
+    Raises
+    ------
+    UsageError
+        An unknown preset, section or key (the nearest known one is named), a value of another type
+        or out of range, a file that is missing or is not TOML.
+    """
+    given: dict[str, Any] = {}
+    if file is not None:
+        given = _read(file)
+    for setting in settings:
+        _assign(given, setting)
+    preset = preset or given.get("preset") or "paper"
+    if preset not in PRESETS:
+        raise UsageError(f"preset: found {preset!r}, expected one of {', '.join(PRESETS)}")
+    merged = _merge(PRESETS[preset], given)
+    merged["preset"] = preset
+    config = _build(Config, merged, "")
+    _check(config)
+    return config
+
+
+def dump(config: Config) -> str:
+    """The settings as TOML that ``load`` reads back."""
+    top, sections = [], []
+    for key, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            lines = [f"{name} = {_toml(item)}" for name, item in value.items()]
+            sections.append("\n".join([f"\n[{key}]", *lines]))
+        else:
+            top.append(f"{key} = {_toml(value)}")
+    return "\n".join([*top, *sections]) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """One value; JSON's notation of strings, numbers, booleans and lists is TOML's too."""
+    if isinstance(value, float) and value == int(value) and abs(value) < 1e15:
+        return f"{value:.1f}"
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise UsageError(f"--config {file}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--config {file}: not TOML ({error}); compare with a run's config.toml"
+        ) from None
+
+
+def _assign(given: dict[str, Any], setting: str) -> None:
+    """Put "section.key=value" into ``given``; the value is TOML, or else a bare word."""
+    name, equals, text = setting.partition("=")
+    if not equals:
+        raise UsageError(f"--set {setting}: expected section.key=value")
+    try:
+        value = tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, key = name.strip().split(".")
+    place = given
+    for part in path:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise UsageError(f"--set {setting}: {part} is not a section")
+    place[key] = value
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _build(kind: type, values: Any, where: str) -> Any:
+    """A dataclass from a table, each value checked against its field's type."""
+    if not isinstance(values, dict):
+        raise UsageError(f"setting {where.rstrip('.')}: found {values!r}, expected a section")
+    hints = get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, 1)
+            hint = f"did you mean {where}{near[0]}?" if near else f"known: {', '.join(hints)}"
+            raise UsageError(f"unknown setting {where}{key}: {hint}")
+    return kind(**{key: _value(hints[key], values[key], where + key) for key in values})
+
+
+def _value(kind: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, name + ".")  # type: ignore[arg-type]
+    if get_origin(kind) is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_value(get_args(kind)[0], item, name) for item in items)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UsageError(f"setting {name}: found {value!r}, expected {kind.__name__}")
+    return value
+
+
+def _check(config: Config) -> None:
+    """Ranges that a type does not tell."""
+    for name, allowed in CHOICES.items():
+        section, key = name.split(".")
+        found = getattr(getattr(config, section), key)
+        if found not in allowed:
+            raise UsageError(
+                f"setting {name}: found {found!r}, expected one of {', '.join(allowed)}"
+            )
+    subjects = config.data.subjects
+    if not subjects or not set(subjects) <= set(range(1, 9)) or len(set(subjects)) < len(subjects):
+        raise UsageError(
+            f"setting data.subjects: found {subjects}, expected numbers from 1 to 8, each once"
+        )
+    for part in ("z_v", "c", "z"):
+        names = getattr(config.roi, part)
+        unknown = [name for name in names if name not in STREAMS]
+        if unknown or not names:
+            raise UsageError(
+                f"setting roi.{part}: found {names}, expected some of {', '.join(STREAMS)}"
+            )
+    grids = {"ridge.alphas": config.ridge.alphas, "encode.ratios": config.encode.ratios}
+    grids |= {
+        f"decode.{n}": getattr(config.decode, n) for n in ("z_alphas", "c_alphas", "z_v_alphas")
+    }
+    for name, grid in grids.items():
+        if any(not value > 0 for value in grid):
+            raise UsageError(f"setting {name}: found {grid}, expected numbers above 0")
+    if not config.ridge.alphas or not config.encode.ratios:
+        raise UsageError(
+            "settings ridge.alphas and encode.ratios: found an empty list, expected numbers"
+        )
+    least = {
+        "data.sessions": 0, "ridge.folds": 2, "ridge.block": 1, "encode.block": 1, "caption.beams": 1,
+        "caption.max_length": 1, "reconstruct.samples": 1, "reconstruct.steps": 1,
+        "reconstruct.batch": 1, "models.batch": 1, "reconstruct.size": 8,
+        "reconstruct.coarse_size": 8, "encode.nulls": 1, "encode.bootstraps": 1,
+    }  # fmt: skip
+    for name, low in least.items():
+        section, key = name.split(".")
+        found = getattr(getattr(config, section), key)
+        if found < low:
+            raise UsageError(f"setting {name}: found {found}, expected at least {low}")
+    if not 0 < config.reconstruct.strength <= 1:
+        raise UsageError(
+            f"setting reconstruct.strength: found {config.reconstruct.strength}, expected above 0, up to 1"
+        )

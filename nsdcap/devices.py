@@ -1,0 +1,26 @@
+"""Which processor the models run on."""
+
+from __future__ import annotations
+
+from nsdcap.errors import UsageError
+
+
+def choose_device(wanted: str):
+    """The torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises
+    ------
+    UsageError
+        Another word, or a GPU was asked for and there is none.
+    """
+    import torch
+
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise UsageError(f"models.device: found {wanted!r}, expected auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"models.device = {wanted!r}: torch finds no GPU here; use auto or cpu")
+    return device

@@ -1,0 +1,100 @@
+"""The name of every artefact, and how it comes to be whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_SUFFIX = {"caption": ".json", "aggregate": ""}  # all others are HDF5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of work: a stage, a subject (none: all), a BERT state (none: not one of them)."""
+
+    stage: str
+    subject: int | None = None
+    layer: int | None = None
+
+    def __str__(self) -> str:
+        parts = [self.stage]
+        if self.subject is not None:
+            parts.append(f"subj{self.subject:02d}")
+        if self.layer is not None:
+            parts.append(f"layer{self.layer:02d}")
+        return " ".join(parts)
+
+
+def artefact(out: Path, cell: Cell) -> Path:
+    """Where a cell's result lies."""
+    if cell.stage == "aggregate":
+        return out / "aggregate"
+    if cell.subject is None:
+        name = "shared"
+    else:
+        name = f"subj{cell.subject:02d}"
+    if cell.stage == "encode":
+        name += "_z_v" if cell.layer is None else f"_layer{cell.layer:02d}"
+    return out / cell.stage / (name + _SUFFIX.get(cell.stage, ".h5"))
+
+
+def sidecar(out: Path, cell: Cell) -> Path:
+    """The JSON beside an artefact; it is written last, so its presence says that the cell is done."""
+    path = artefact(out, cell)
+    return path.with_name(path.name + ".done.json")
+
+
+def failure(out: Path, cell: Cell) -> Path:
+    """What stopped a cell the last time it ran."""
+    path = artefact(out, cell)
+    return path.with_name(path.name + ".failed.txt")
+
+
+def config_file(out: Path) -> Path:
+    """The run's settings."""
+    return out / "config.toml"
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends well.
+
+    The block may write a file or make a folder there. On an error what was begun is removed and
+    what stood at ``path`` before is left as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(partial)
+    try:
+        yield partial
+        if partial.is_file():
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+        if path.is_dir():  # a folder cannot be renamed over one that holds files
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            partial.rename(path)
+            _remove(old)
+        else:
+            partial.replace(path)
+    finally:
+        _remove(partial)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON, atomically."""
+    with atomic(path) as partial:
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
