@@ -10,8 +10,6 @@ from nsdcap.devices import choose_device
 from nsdcap.errors import DataError
 
 
-
-
 class Blip:
     """A pre-trained captioner, in float32, without gradients.
 

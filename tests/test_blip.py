@@ -109,7 +109,7 @@ def test_a_caption_too_short_for_three_phases_is_refused(blip, z_v):
 @pytest.mark.parametrize("folder", ["clip", "nowhere"])
 def test_a_folder_without_blip_is_refused(folder):
     models = dataclasses.replace(MODELS, blip=str(miniature.MODELS / folder))
-    with pytest.raises(DataError, match="models.blip"):
+    with pytest.raises(DataError, match=r"models\.blip"):
         Blip(models, Caption())
 
 

@@ -17,9 +17,10 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     with atomic(path) as partial:
         partial.write_text("old")
         assert not path.exists()
-    with pytest.raises(ValueError, match="stop"), atomic(path) as partial:
-        partial.write_text("half")
-        raise ValueError("stop")
+    with pytest.raises(TypeError), atomic(path) as partial:
+        partial.write_bytes(b"half" + partial)
+    with pytest.raises(IsADirectoryError), atomic(path) as partial:
+        partial.mkdir(), partial.write_text("")
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["b.txt"]
 

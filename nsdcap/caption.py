@@ -1,0 +1,81 @@
+"""Captions from decoded z_v, and those they are held against (paper 3.3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from nsdcap.blip import Blip
+from nsdcap.config import Config
+from nsdcap.decode import read_latent
+from nsdcap.features import blocks, open_features, rows_of
+from nsdcap.nsd import NSD
+from nsdcap.paths import Cell, artefact, write_json
+from nsdcap.score import Clip
+
+ARMS = ("brain", "brain_gain", "picture", "nearest")
+
+
+def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
+    """Write captions of a subject's test pictures, with references and CLIP scores, as JSON.
+
+    Arms: ``brain`` from z_v decoded from activity; ``brain_gain`` the same with decode.gain = "cv";
+    ``picture`` from the picture's own z_v, the captioner's best; ``nearest`` the first human caption
+    of the training picture whose z_v correlates most with the decoded one, which train and test
+    pictures that resemble each other flatter. ``clip`` is each caption's cosine with the shown picture.
+
+    Memory: the test pictures' z_v three times and ``ridge.block`` of their targets.
+    """
+    with h5py.File(artefact(out, Cell("decode", cell.subject)), "r") as file:
+        ids = file["nsd_id"][:]
+    blip = Blip(config.models, config.caption)
+    decoded = read_latent(out, cell.subject, "z_v", config)
+    captions = {
+        "brain": blip.captions(decoded),
+        "brain_gain": blip.captions(read_latent(out, cell.subject, "z_v", config, gain="cv")),
+    }
+    with open_features(out, None) as shared:
+        captions["picture"] = list(shared["caption"].asstr()[:][rows_of(shared, ids)])
+    with open_features(out, cell.subject) as own:
+        nearest = nearest_rows(decoded.reshape(len(ids), -1), own["z_v"], config.ridge.block)
+        nearest_ids = own["nsd_id"][:][nearest]
+    human = nsd.captions(np.concatenate([ids, nearest_ids]))
+    captions["nearest"] = [human[int(i)][0] for i in nearest_ids]
+    clip = Clip(config.models)
+    shown = clip.pictures(nsd.pictures(ids))
+    cosines = {arm: (clip.texts(captions[arm]) * shown).sum(1) for arm in ARMS}
+    write_json(
+        target,
+        {
+            "subject": cell.subject,
+            "arms": list(ARMS),
+            "captions": {
+                str(i): {
+                    **{arm: captions[arm][row] for arm in ARMS},
+                    "references": human[int(i)],
+                    "clip": {arm: round(float(cosines[arm][row]), 5) for arm in ARMS},
+                }
+                for row, i in enumerate(ids)
+            },
+        },
+    )
+
+
+def nearest_rows(decoded: np.ndarray, training: h5py.Dataset, block: int) -> np.ndarray:
+    """Row (n_test,) of the training picture whose latent correlates most with each decoded one.
+
+    decoded (n_test, n_targets) float32; training (n_pictures, n_targets), read in column blocks.
+    """
+    n = len(training)
+    dot = np.zeros((len(decoded), n))
+    total, squares = np.zeros(n), np.zeros(n)
+    centred = decoded - decoded.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
+    for columns in blocks(training.shape[1], block):
+        part = training[:, columns]  # (n_pictures, b)
+        dot += centred[:, columns] @ part.T
+        total += part.sum(1, dtype=np.float64)
+        squares += np.square(part, dtype=np.float64).sum(1)
+    spread = np.sqrt(squares - total**2 / training.shape[1])
+    return (dot / spread).argmax(1)

@@ -1,0 +1,99 @@
+"""Brain to latents: z_v, c and z of the test pictures predicted from voxels by ridge (paper 3.3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from nsdcap.config import STREAMS, Config
+from nsdcap.features import open_features, rows_of
+from nsdcap.paths import Cell, artefact
+from nsdcap.ridge import alpha_grid, decode_cv, edge_share, grouped_folds
+
+LATENTS = ("z_v", "c", "z")
+
+
+def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> None:
+    """Predict each latent of a subject's test pictures; write them to ``target``.
+
+    HDF5, a group for each of z_v, c, z: ``predicted`` (n_test, n_targets) float32, ``mean``
+    (n_targets,) float32 over the training pictures as the trials weigh them, ``alpha_index`` and
+    ``cv_r2`` (n_targets,); attributes ``gain`` (see ``with_gain``), ``edge_share``, ``alphas``,
+    ``shape``. And ``nsd_id`` (n_test,).
+
+    Memory: voxels of the training trials, twice, and ``ridge.block`` targets of the pictures.
+    """
+    with h5py.File(artefact(out, Cell("prepare", cell.subject)), "r") as prepared:
+        stream = prepared["stream"][:]
+        trial_ids = prepared["nsd_id_train"][:]
+        test_ids = prepared["nsd_id_test"][:]
+        train = prepared["betas_train"][:]  # (n_trials, n_voxels)
+        test = prepared["betas_test"][:]  # (n_test, n_voxels)
+    print(f"{cell}: (n_trials, n_voxels) = {train.shape}, (n_test, n_voxels) = {test.shape}")
+    if config.ridge.group_folds:
+        folds = grouped_folds(trial_ids, config.ridge.folds, config.seed)
+    else:
+        folds = np.arange(len(trial_ids)) * config.ridge.folds // len(trial_ids)
+    with h5py.File(target, "w") as file, open_features(out, cell.subject) as features:
+        file["nsd_id"] = test_ids
+        picture = rows_of(features, trial_ids)
+        for name in LATENTS:
+            labels = [STREAMS.index(stream_name) + 1 for stream_name in getattr(config.roi, name)]
+            voxels = np.isin(stream, labels)
+            _decode_one(file.create_group(name), name, train[:, voxels], test[:, voxels], picture,
+                        folds, features[name], config)  # fmt: skip
+            found = dict(file[name].attrs)
+            print(
+                f"{cell}: {name} from {voxels.sum()} voxels, {found['n_targets']} targets, gain "
+                f"{found['gain']:.2f}, penalty at the grid's edge for {found['edge_share']:.1%}"
+            )
+
+
+def _decode_one(group, name, train, test, picture, folds, latents, config: Config) -> None:
+    """One latent: fit, predict the test pictures, and write block by block."""
+    n_targets = latents.shape[1]
+    predicted = group.create_dataset("predicted", (len(test), n_targets), "f4")
+    mean = group.create_dataset("mean", n_targets, "f4")
+    index = np.zeros(n_targets, dtype=int)
+    cv_r2 = np.zeros(n_targets, dtype=np.float32)
+    multiples = getattr(config.decode, f"{name}_alphas") or config.ridge.alphas
+    alphas = np.asarray(multiples) if config.ridge.absolute else alpha_grid(multiples, train)
+    numerator = denominator = 0.0
+    solved = decode_cv(
+        train, picture, lambda start, stop: latents[:, start:stop], n_targets, test, folds, alphas,
+        block=config.ridge.block, per_target=config.decode.alpha == "target",
+    )  # fmt: skip
+    for block in solved:
+        columns = slice(block.start, block.stop)
+        predicted[:, columns], mean[columns] = block.predictions, block.y_mean
+        index[columns] = block.alpha_index
+        cv_r2[columns] = np.max(block.cv_scores, axis=0)
+        numerator += block.gain_num
+        denominator += block.gain_den
+    group["alpha_index"], group["cv_r2"] = index, cv_r2
+    group.attrs["gain"] = numerator / denominator
+    group.attrs["edge_share"] = edge_share(index, len(alphas))
+    group.attrs["alphas"] = multiples
+    group.attrs["n_targets"] = n_targets
+    group.attrs["shape"] = latents.attrs["shape"]
+
+
+def read_latent(out: Path, subject: int | None, name: str, config: Config, gain: str | None = None):
+    """A subject's decoded latent of its test pictures, ready for the models.
+
+    ``gain`` "cv" multiplies predictions about the training mean by one factor learnt from the
+    cross-validated predictions of the training data, because ridge shrinks them towards the mean;
+    "none" leaves them; by default the setting decides. Without ``decode.intercept`` the training
+    mean is taken off again, as the released code's predictions lack it.
+    Returns (n_test, *axes of the latent) float32.
+    """
+    with h5py.File(artefact(out, Cell("decode", subject)), "r") as file:
+        group = file[name]
+        predicted, mean = group["predicted"][:], group["mean"][:]
+        factor = group.attrs["gain"] if (gain or config.decode.gain) == "cv" else 1.0
+        shape = tuple(int(side) for side in group.attrs["shape"])
+    deviation = (predicted - mean) * np.float32(factor)
+    whole = mean + deviation if config.decode.intercept else deviation
+    return whole.reshape(-1, *shape).astype(np.float32)

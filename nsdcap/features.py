@@ -1,0 +1,113 @@
+"""Pictures to latents: z, c, z_v and z_B of every picture that is needed, each computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from nsdcap.blip import Blip
+from nsdcap.cells import sessions_of
+from nsdcap.config import Config
+from nsdcap.diffusion import Diffusion
+from nsdcap.nsd import NSD
+from nsdcap.paths import Cell, artefact
+from nsdcap.progress import track
+
+ROWS, COLUMNS = 1024, 512  # a chunk: blocks of targets are read down all pictures
+
+
+def needed_pictures(nsd: NSD, subject: int | None, sessions: list[int]) -> np.ndarray:
+    """Sorted nsd_ids (n,) int64 that a features cell computes.
+
+    With a subject: the pictures that only this subject saw; without one: the shared pictures.
+    So no picture is computed twice, however many subjects saw it.
+    """
+    shared = nsd.shared_ids()
+    if subject is not None:
+        return np.setdiff1d(nsd.trials(subject, sessions).nsd_id, shared)
+    return np.intersect1d(nsd.trials(1, sessions).nsd_id, shared)  # the order is every subject's
+
+
+def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
+    """Write z_v, z_B, z, c and the captioner's own captions of a cell's pictures to ``target``.
+
+    HDF5: ``nsd_id`` (n,), ``z_v`` (n, tokens * width), ``z_B`` (n, states, 3, width), ``z``
+    (n, channels * s * s), ``c`` (n, positions * width), all float32; attribute ``shape`` keeps each
+    one's own axes; ``caption`` (n,) strings. Memory: one batch of ``models.batch`` pictures.
+    """
+    ids = needed_pictures(nsd, cell.subject, sessions_of(config, nsd, cell.subject))
+    references = nsd.captions(ids)
+    blip = Blip(config.models, config.caption)
+    diffusion = Diffusion(config.models, config.reconstruct)
+    with h5py.File(target, "w") as file:
+        file["nsd_id"] = ids
+        captions = file.create_dataset("caption", len(ids), h5py.string_dtype())
+        step = config.models.batch
+        for start in track(range(0, len(ids), step), str(cell)):
+            rows = ids[start : start + step]
+            pictures = nsd.pictures(rows)  # (b, 425, 425, 3)
+            z_v = blip.features(pictures)
+            texts = blip.captions(z_v)
+            captions[start : start + len(rows)] = texts
+            sampled = config.reconstruct.posterior == "sample"
+            z = diffusion.encode(
+                pictures, config.reconstruct.coarse_size, config.seed if sampled else None
+            )
+            found = {
+                "z_v": z_v,
+                "z_B": blip.text_states(z_v, texts),
+                "z": z,
+                "c": mean_text_latents(diffusion, [references[int(i)] for i in rows]),
+            }
+            for name, values in found.items():
+                _append(file, name, values, start, len(ids))
+
+
+def mean_text_latents(diffusion: Diffusion, references: list[list[str]]) -> np.ndarray:
+    """c (n, positions, width): the mean text latent over each picture's captions."""
+    flat = diffusion.text_latents([text for texts in references for text in texts])
+    ends = np.cumsum([len(texts) for texts in references])
+    return np.stack([part.mean(0) for part in np.split(flat, ends[:-1])])
+
+
+def _append(file: h5py.File, name: str, values: np.ndarray, start: int, total: int) -> None:
+    """Put a batch's rows in place; the dataset is made at the first."""
+    shape = values.shape[1:]
+    flat = values if name == "z_B" else values.reshape(len(values), -1)
+    if name not in file:
+        inner = (1, 1, shape[-1]) if name == "z_B" else (min(COLUMNS, flat.shape[1]),)
+        dataset = file.create_dataset(
+            name, (total, *flat.shape[1:]), "f4", chunks=(min(ROWS, total), *inner)
+        )
+        dataset.attrs["shape"] = shape
+    file[name][start : start + len(values)] = flat
+
+
+def rows_of(file: h5py.File, nsd_ids: np.ndarray) -> np.ndarray:
+    """Row (n,) of each nsd_id in a features file, whose ids are sorted.
+
+    Raises
+    ------
+    KeyError
+        An id that the file does not hold.
+    """
+    held = file["nsd_id"][:]
+    rows = np.minimum(np.searchsorted(held, nsd_ids), len(held) - 1)
+    if not np.array_equal(held[rows], nsd_ids):
+        missing = np.asarray(nsd_ids)[held[rows] != nsd_ids]
+        raise KeyError(f"{file.filename} lacks {len(missing)} pictures, among them {missing[:5]}")
+    return rows
+
+
+def open_features(out: Path, subject: int | None) -> h5py.File:
+    """The features of a subject's own pictures, or (None) of the shared ones."""
+    return h5py.File(artefact(out, Cell("features", subject)), "r")
+
+
+def blocks(n: int, size: int) -> Iterator[slice]:
+    """Slices of at most ``size`` that cover ``n``."""
+    for start in range(0, n, size):
+        yield slice(start, min(n, start + size))

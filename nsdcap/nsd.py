@@ -1,0 +1,401 @@
+"""The only reader of the Natural Scenes Dataset (NSD); the only place that knows its 1-based ids.
+
+Outside this file and ``nsd_surface.py`` a picture is its ``nsd_id``, 0-based, a row of imgBrick.
+Sessions keep the number of their file (1 to 40). A voxel is its (x, y, z), 0-based, in the volume
+of the NIfTI files, and lists of voxels are in C order of (x, y, z), as ``numpy.argwhere`` gives
+them. HDF5 files hold (trial, z, y, x), NIfTI files (x, y, z, trial); all results have one order.
+
+Source: the NSD Data Manual (https://cvnlab.slite.page/p/CT9Fwl4_hc/NSD-Data-Manual).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel as nib
+import numpy as np
+import scipy.io
+from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
+
+from nsdcap import nsd_surface
+from nsdcap.errors import DataError
+
+TRIALS_PER_SESSION = 750
+SESSIONS = 40
+SUBJECTS = 8
+SHARED = 1000  # the first so many of a subject's 10,000 pictures are shown to every subject
+BETAS_SCALE = 300.0  # betas are stored as int16: percent signal change x 300
+PICTURE_SHAPE = (425, 425, 3)
+UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, ValueError)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Who saw what when: one row a trial, in the order of the betas. All arrays (n,) int64."""
+
+    session: np.ndarray  # 1 to 40, as in the names of the betas' files
+    trial: np.ndarray  # 0 to 749 within its session
+    nsd_id: np.ndarray  # 0-based
+
+    @property
+    def number(self) -> np.ndarray:
+        """Trial number over all sessions of the subject, 0-based, (n,) int64."""
+        return (self.session - 1) * TRIALS_PER_SESSION + self.trial
+
+
+@dataclass(frozen=True)
+class NSD:
+    """NSD below ``root``: which betas to read, and where COCO's captions lie (not part of NSD).
+
+    ``coco_dir`` holds ``captions_{train,val}2017.json``; by default ``annotations/`` in ``root``,
+    beside ``nsddata_stimuli/``.
+    """
+
+    root: Path
+    betas_name: str = "betas_fithrf_GLMdenoise_RR"
+    space: str = "func1pt8mm"
+    coco_dir: Path | None = None
+
+    # --- design -----------------------------------------------------------------------------
+
+    @cached_property
+    def _design(self) -> dict[str, np.ndarray]:
+        path = Path(self.root) / "nsddata/experiments/nsd/nsd_expdesign.mat"
+        _must_exist(path)
+        shapes = {
+            "masterordering": (1, SESSIONS * TRIALS_PER_SESSION),
+            "subjectim": (SUBJECTS, 10000),
+            "sharedix": (1, SHARED),
+        }
+        try:
+            found = scipy.io.loadmat(path, variable_names=list(shapes))
+        except (*UNREADABLE, NotImplementedError, TypeError) as error:
+            raise DataError(f"{path} cannot be read ({error}); fetch it again.") from error
+        design = {}
+        for name, shape in shapes.items():
+            if name not in found or found[name].shape != shape:
+                what = found[name].shape if name in found else "nothing"
+                raise DataError(f"{path}: {name} is {what}, expected {shape}; fetch it again.")
+            design[name] = found[name].astype(np.int64)
+        if set(design["subjectim"][0, :SHARED]) != set(design["sharedix"][0]):
+            raise DataError(
+                f"{path}: sharedix and the first {SHARED} columns of subjectim name different"
+                " pictures; fetch it again."
+            )
+        return design
+
+    def trials(self, subject: int, sessions: Sequence[int]) -> Trials:
+        """Trials of ``sessions`` in the order given, 750 a session.
+
+        Raises DataError when the subject or a session does not exist in NSD's design.
+        """
+        _check_subject(subject)
+        chosen = np.asarray(list(sessions), dtype=np.int64)
+        if len(chosen) == 0 or chosen.min() < 1 or chosen.max() > SESSIONS:
+            raise DataError(f"sessions {list(sessions)}: expected numbers from 1 to {SESSIONS}.")
+        session = np.repeat(chosen, TRIALS_PER_SESSION)
+        trial = np.tile(np.arange(TRIALS_PER_SESSION, dtype=np.int64), len(chosen))
+        shown = self._design["masterordering"][0, (session - 1) * TRIALS_PER_SESSION + trial] - 1
+        return Trials(session, trial, self._design["subjectim"][subject - 1, shown] - 1)
+
+    def shared_ids(self) -> np.ndarray:
+        """nsd_id of the pictures that every subject saw, (1000,) int64, increasing."""
+        return np.sort(self._design["sharedix"][0] - 1)
+
+    # --- files ------------------------------------------------------------------------------
+
+    def subject_dir(self, subject: int) -> Path:
+        return Path(self.root) / f"nsddata/ppdata/subj{subject:02d}"
+
+    def betas_dir(self, subject: int) -> Path:
+        return (
+            Path(self.root)
+            / f"nsddata_betas/ppdata/subj{subject:02d}/{self.space}/{self.betas_name}"
+        )
+
+    def betas_file(self, subject: int, session: int) -> Path:
+        """The session's HDF5, or its NIfTI when there is no HDF5; DataError without either."""
+        _check_subject(subject)
+        stem = self.betas_dir(subject) / f"betas_session{session:02d}"
+        for ending in (".hdf5", ".nii.gz"):
+            if (path := stem.with_name(stem.name + ending)).exists():
+                return path
+        raise DataError(
+            f"subject {subject} has no betas of session {session}: neither {stem}.hdf5 nor .nii.gz;"
+            f" fetch the file, or choose sessions among {self.sessions_available(subject)}."
+        )
+
+    def sessions_available(self, subject: int) -> list[int]:
+        """Sessions of which there are betas, increasing."""
+        names = self.betas_dir(subject).glob("betas_session[0-9][0-9].*")
+        endings = (".hdf5", ".nii.gz")
+        return sorted({int(path.name[13:15]) for path in names if path.name[15:] in endings})
+
+    # --- volumes ----------------------------------------------------------------------------
+
+    def roi(self, subject: int, name: str = "streams") -> tuple[np.ndarray, np.ndarray]:
+        """Labels of an ROI file, (X, Y, Z) int16, negative outside it, and its affine (4, 4)."""
+        path = self.subject_dir(subject) / self.space / "roi" / f"{name}.nii.gz"
+        values, affine = _read_volume(path)
+        if not np.array_equal(values, np.rint(values)):
+            raise DataError(f"{path} holds fractions, expected whole labels; fetch it again.")
+        return values.astype(np.int16), affine
+
+    def stream_labels(self, subject: int) -> dict[str, int]:
+        """Name -> label of the streams atlas, from the subject's ``streams.mgz.ctab``."""
+        path = Path(self.root) / f"nsddata/freesurfer/subj{subject:02d}/label/streams.mgz.ctab"
+        _must_exist(path)
+        labels = {}
+        for line in path.read_text().splitlines():
+            fields = line.split()
+            if not fields:
+                continue
+            if len(fields) < 2 or not fields[0].lstrip("-").isdigit():
+                raise DataError(f"{path}: line {line!r}, expected 'index name'; fetch it again.")
+            labels[fields[1]] = int(fields[0])
+        return labels
+
+    def volume(self, subject: int, name: str) -> np.ndarray:
+        """A map such as brainmask, mean, ncsnr, R2 or meanbeta_session01: (X, Y, Z) float32."""
+        path = self.betas_dir(subject) / f"{name}.nii.gz"
+        if not path.exists():
+            path = self.subject_dir(subject) / self.space / f"{name}.nii.gz"
+        return _read_volume(path)[0]
+
+    def ncsnr(self, subject: int, xyz: np.ndarray) -> np.ndarray:
+        """Noise-ceiling signal-to-noise ratio of voxels ``xyz`` (n, 3): (n,) float32."""
+        path = self.betas_dir(subject) / "ncsnr.nii.gz"
+        values = _read_volume(path)[0]
+        x, y, z = _inside(xyz, values.shape, path).T
+        return values[x, y, z]
+
+    # --- betas ------------------------------------------------------------------------------
+
+    def betas_shape(self, subject: int, session: int) -> tuple[int, int, int]:
+        """(X, Y, Z) of a session's betas, from the header alone.
+
+        Raises DataError when the file is missing or broken, is not int16, or has not 750 trials.
+        """
+        path = self.betas_file(subject, session)
+        if path.suffix == ".hdf5":
+            with _open_hdf5(path) as file:
+                t, z, y, x = _dataset(file, path, "betas", "i2", 4).shape
+        else:
+            image = _load_image(path)
+            if image.get_data_dtype() != np.int16 or len(image.shape) != 4:
+                raise DataError(
+                    f"{path}: {image.get_data_dtype()} {image.shape}, expected int16"
+                    f" (X, Y, Z, {TRIALS_PER_SESSION}); fetch it again."
+                )
+            if (image.dataobj.slope, image.dataobj.inter) != (1, 0):
+                raise DataError(f"{path} is rescaled by its header, expected plain int16.")
+            x, y, z, t = image.shape
+        if t != TRIALS_PER_SESSION:
+            raise DataError(f"{path}: {t} trials, expected {TRIALS_PER_SESSION}; fetch it again.")
+        return x, y, z
+
+    def betas(self, subject: int, session: int, xyz: np.ndarray) -> np.ndarray:
+        """Betas of one session: (750, n_voxels) int16, percent signal change x 300.
+
+        ``xyz`` (n_voxels, 3) sets the voxels and their order. HDF5: only these voxels' chunks are
+        read, in the order of the file. NIfTI: the whole file is read, one trial's volume at a time.
+        Memory: the result, twice, and for NIfTI one volume.
+        Raises DataError when the file is missing or broken, or a voxel lies outside its volume.
+        """
+        shape = self.betas_shape(subject, session)
+        path = self.betas_file(subject, session)
+        voxels = _inside(xyz, shape, path)
+        by_voxel = np.empty((len(voxels), TRIALS_PER_SESSION), dtype=np.int16)
+        if path.suffix == ".hdf5":
+            with _open_hdf5(path) as file:
+                dataset = file["betas"]
+                # chunks are (750, 1, 1, 1) and lie in the order of z, y, x
+                for i in np.lexsort(voxels.T).tolist():
+                    x, y, z = voxels[i]
+                    by_voxel[i] = dataset[:, z, y, x]
+        else:
+            image = _load_image(path)
+            flat = np.ravel_multi_index(tuple(voxels.T), shape, order="F")
+            n_bytes = int(np.prod(shape)) * 2
+            stored = image.get_data_dtype().newbyteorder(image.header.endianness)
+            try:
+                # slicing nibabel's proxy would unpack the file from its start for every trial
+                with ImageOpener(str(path)) as file:
+                    file.seek(image.dataobj.offset)
+                    for t in range(TRIALS_PER_SESSION):
+                        frame = np.frombuffer(file.read(n_bytes), dtype=stored)
+                        by_voxel[:, t] = frame[flat]
+            except (*UNREADABLE, IndexError) as error:
+                raise DataError(f"{path} is broken ({error}); fetch it again.") from error
+        return np.ascontiguousarray(by_voxel.T)
+
+    # --- pictures and captions --------------------------------------------------------------
+
+    def pictures(self, nsd_ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Pictures in the order asked: (n, 425, 425, 3) uint8, 0.54 MB each.
+
+        Rows are read in increasing order. Raises DataError when an id is not among the 73,000, or
+        a picture was never written (all zero), as after an interrupted copy.
+        """
+        ids = np.asarray(nsd_ids, dtype=np.int64).reshape(-1)
+        path = Path(self.root) / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
+        found = np.empty((len(ids), *PICTURE_SHAPE), dtype=np.uint8)
+        with _open_hdf5(path) as file:
+            dataset = _dataset(file, path, "imgBrick", "u1", 4)
+            if dataset.shape[1:] != PICTURE_SHAPE:
+                raise DataError(
+                    f"{path}: pictures of {dataset.shape[1:]}, expected {PICTURE_SHAPE}."
+                )
+            if len(ids) and (ids.min() < 0 or ids.max() >= len(dataset)):
+                raise DataError(
+                    f"{path} has {len(dataset)} pictures; nsd_id {ids.min()} to {ids.max()} asked."
+                )
+            for i in np.argsort(ids, kind="stable").tolist():
+                dataset.read_direct(found, np.s_[ids[i]], np.s_[i])
+                if not found[i].any():
+                    raise DataError(f"{path}: picture {ids[i]} is all zero; fetch the file again.")
+        return found
+
+    def picture_batches(
+        self, nsd_ids: Sequence[int] | np.ndarray, size: int = 64
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(ids (b,), pictures (b, 425, 425, 3) uint8) in the order asked, ``size`` at a time."""
+        ids = np.asarray(nsd_ids, dtype=np.int64).reshape(-1)
+        for start in range(0, len(ids), size):
+            yield ids[start : start + size], self.pictures(ids[start : start + size])
+
+    def captions(self, nsd_ids: Sequence[int] | np.ndarray) -> dict[int, list[str]]:
+        """nsd_id -> COCO's captions of that picture, in the order of their annotation ids.
+
+        Memory: one of COCO's JSON files at a time (captions_train2017.json: about 0.6 GB of Python
+        objects). Raises DataError when a picture has no captions.
+        """
+        wanted = {int(i) for i in nsd_ids}
+        info = Path(self.root) / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
+        by_split: dict[str, dict[int, int]] = {}
+        _must_exist(info)
+        with info.open(newline="") as file:
+            try:
+                for row in csv.DictReader(file):
+                    if (nsd_id := int(row["nsdId"])) in wanted:
+                        by_split.setdefault(row["cocoSplit"], {})[int(row["cocoId"])] = nsd_id
+            except (KeyError, ValueError, TypeError, csv.Error) as error:
+                raise DataError(
+                    f"{info}: {error!r}; expected columns nsdId, cocoId, cocoSplit."
+                ) from error
+        found: dict[int, list[tuple[int, str]]] = {i: [] for i in wanted}
+        folder = Path(self.coco_dir) if self.coco_dir else Path(self.root) / "annotations"
+        for split, by_coco in sorted(by_split.items()):
+            path = folder / f"captions_{split}.json"
+            _must_exist(path, "; the folder is the setting coco_dir")
+            try:
+                for entry in json.loads(path.read_bytes())["annotations"]:
+                    if (shown := by_coco.get(entry["image_id"])) is not None:
+                        found[shown].append((entry["id"], entry["caption"].strip()))
+            except (KeyError, ValueError, TypeError) as error:
+                raise DataError(
+                    f"{path} is not COCO's captions ({error!r}); fetch it again."
+                ) from error
+        if missing := sorted(i for i, texts in found.items() if not texts):
+            raise DataError(
+                f"{len(missing)} pictures have no captions in {folder}, the first nsd_id"
+                f" {missing[0]}; fetch COCO's captions_train2017.json and captions_val2017.json."
+            )
+        return {i: [text for _, text in sorted(found[i])] for i in sorted(found)}
+
+    # --- surfaces ---------------------------------------------------------------------------
+
+    def to_surface(
+        self, subject: int, hemi: str, volume: np.ndarray, kind: str = "nearest"
+    ) -> np.ndarray:
+        """A volume (X, Y, Z) on the subject's own surface: see ``nsd_surface.sample_layers``."""
+        folder = self.subject_dir(subject) / "transforms"
+        short = self.space.removesuffix("mm")
+        layers = [folder / f"{hemi}.{short}-to-layerB{depth}.mgz" for depth in (1, 2, 3)]
+        return nsd_surface.sample_layers(volume, layers, kind)
+
+    def to_fsaverage(self, subject: int, hemi: str, values: np.ndarray) -> np.ndarray:
+        """Values (V,) of the subject's vertices on fsaverage: see ``nsd_surface.to_fsaverage``."""
+        folder = self.subject_dir(subject) / "transforms"
+        return nsd_surface.to_fsaverage(values, folder / f"{hemi}.white-to-fsaverage.mgz")
+
+
+def voxels_of(labels: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """(n, 3) int32: the (x, y, z) of voxels whose label is among ``wanted``, in C order."""
+    return np.argwhere(np.isin(labels, list(wanted))).astype(np.int32)
+
+
+def _check_subject(subject: int) -> None:
+    if subject not in range(1, SUBJECTS + 1):
+        raise DataError(f"subject {subject}: NSD has subjects 1 to {SUBJECTS}.")
+
+
+def _must_exist(path: Path, hint: str = "; check the NSD root, or fetch the file") -> None:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist{hint}.")
+
+
+def _load_image(path: Path) -> Any:
+    _must_exist(path)
+    try:
+        return nib.load(path)
+    except UNREADABLE as error:
+        raise DataError(f"{path} cannot be read ({error}); fetch it again.") from error
+
+
+def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(X, Y, Z) float32 and the affine (4, 4) of a NIfTI file."""
+    image = _load_image(path)
+    try:
+        values = np.asarray(image.dataobj, dtype=np.float32)
+    except UNREADABLE as error:
+        raise DataError(f"{path} is broken ({error}); fetch it again.") from error
+    if values.ndim != 3:
+        raise DataError(f"{path} has shape {values.shape}, expected one volume (X, Y, Z).")
+    return values, np.asarray(image.affine, dtype=np.float64)
+
+
+def _inside(xyz: np.ndarray, shape: tuple[int, ...], path: Path) -> np.ndarray:
+    """``xyz`` (n, 3) as int64, or DataError when a voxel lies outside ``shape``."""
+    voxels = np.asarray(xyz, dtype=np.int64)
+    if voxels.ndim != 2 or voxels.shape[1] != 3:
+        raise DataError(f"voxels have shape {voxels.shape}, expected (n_voxels, 3).")
+    if np.any(voxels < 0) or np.any(voxels >= shape):
+        raise DataError(
+            f"{path} has a volume of {tuple(shape)}, but voxels up to"
+            f" {tuple(voxels.max(0).tolist())} are asked; take ROI and betas of the same subject."
+        )
+    return voxels
+
+
+@contextmanager
+def _open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file for reading; HDF5's errors, here or while it is read, become DataError."""
+    _must_exist(path)
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path} is truncated or broken ({error}); fetch it again.") from error
+
+
+def _dataset(file: h5py.File, path: Path, name: str, dtype: str, ndim: int) -> h5py.Dataset:
+    dataset = file.get(name)
+    if not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{path} has no dataset {name!r}, only {list(file)}; fetch it again.")
+    if dataset.dtype.newbyteorder("=") != np.dtype(dtype) or dataset.ndim != ndim:
+        raise DataError(
+            f"{path}: {name} is {dataset.dtype} {dataset.shape}, expected {np.dtype(dtype)} with"
+            f" {ndim} axes; fetch it again."
+        )
+    return dataset

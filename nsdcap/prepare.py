@@ -1,0 +1,257 @@
+"""Betas of NSD -> one HDF5 of trials x voxels for training, pictures x voxels for the test.
+
+Test pictures are those that every subject saw; their repeats are averaged. Training trials stay
+single trials. Voxels are standardised by the mean and sd of the training trials alone.
+
+Memory: one session of the ROI (750 x n_voxels, as int16, float32 and float64) and the test
+pictures' sums (1,000 x n_voxels float64); for 12,000 voxels about 0.6 GB however many sessions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import cast
+
+import h5py
+import numpy as np
+
+from nsdcap.cells import sessions_of
+from nsdcap.config import Config
+from nsdcap.errors import DataError
+from nsdcap.nsd import BETAS_SCALE, NSD, TRIALS_PER_SESSION, Trials, voxels_of
+from nsdcap.paths import Cell
+
+CHUNK = (TRIALS_PER_SESSION, 512)  # a session by a block of voxels: 1.5 MB
+
+
+def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
+    """The stage's cell: ``prepare`` for a subject, by the settings of the run."""
+    prepare(
+        nsd,
+        cast(int, cell.subject),
+        sessions_of(config, nsd, cell.subject),
+        target,
+        scale=config.data.scale,
+        zscore_sessions=config.data.zscore_sessions,
+    )
+
+
+def prepare(
+    nsd: NSD,
+    subject: int,
+    sessions: Sequence[int],
+    out: Path,
+    *,
+    roi_labels: Sequence[str] | None = None,
+    scale: bool = True,
+    zscore_sessions: bool = False,
+    log: Callable[[str], object] = print,
+) -> dict[str, int]:
+    """Write ``out`` (HDF5) for one subject; returns counts of trials, pictures and voxels.
+
+    roi_labels: names of streams; None takes all of them (labels 1 to 7).
+    scale: betas / 300, percent signal change; otherwise the raw int16 numbers.
+    zscore_sessions: first z-score each session by the mean and sd of its own training trials;
+    ``voxel_mean`` and ``voxel_sd`` are then in these units.
+
+    Datasets, voxels in C order of (x, y, z):
+    betas_train (n_trials, n_voxels) float32, z-scored; nsd_id_train (n_trials,) int64;
+    session_train (n_trials,) int64, 1-based; trial_train (n_trials,) int64, 0-based over all of the
+    subject's sessions; betas_test (n_pictures, n_voxels) float32, mean over repeats, then
+    standardised by the training trials' mean and sd; nsd_id_test (n_pictures,) int64, increasing;
+    repeats_test (n_pictures,) int64; voxel_mean, voxel_sd (n_voxels,) float64; xyz (n_voxels, 3)
+    int32; affine (4, 4); stream (n_voxels,) int8; ncsnr, noise_ceiling (n_voxels,) float32, the
+    latter the share of variance ncsnr^2 / (ncsnr^2 + mean(1 / repeats)) (NSD Data Manual).
+    Attributes: subject, sessions, shape (X, Y, Z), stream_names (JSON, name -> label),
+    dropped_constant, dropped_no_ncsnr.
+
+    Voxels that are constant over some session's training trials, or without ncsnr, are left out
+    and counted. Raises DataError before any long work when files are missing or disagree.
+    """
+    sessions = sorted(int(s) for s in sessions)
+    trials, is_test, voxels = _check(nsd, subject, sessions, roi_labels)
+    xyz, stream = voxels["xyz"], voxels["stream"]
+    n_voxels = len(xyz)
+    n_train = int((~is_test).sum())
+    test_ids, picture, repeats = np.unique(
+        trials.nsd_id[is_test], return_inverse=True, return_counts=True
+    )
+    test_row = np.full(len(is_test), -1)  # (n_trials,) row of betas_test
+    test_row[is_test] = picture
+    log(f"subject {subject}: (n_trials, n_voxels) = ({len(is_test)}, {n_voxels}) to read")
+
+    # 1. one pass over the sessions: training rows to disk, test repeats summed
+    ncsnr = voxels["ncsnr"]
+    varies = np.ones(n_voxels, dtype=bool)
+    total = np.zeros(n_voxels)
+    squares = np.zeros(n_voxels)
+    test_sum = np.zeros((len(test_ids), n_voxels))  # (n_pictures, n_voxels)
+    with h5py.File(out, "w") as file:
+        rows = file.create_dataset(
+            "betas_train",
+            (n_train, n_voxels),
+            "f4",
+            chunks=(min(CHUNK[0], n_train), min(CHUNK[1], n_voxels)),
+            maxshape=(n_train, n_voxels),
+        )
+        row = 0
+        for number, session in enumerate(sessions):
+            here = slice(number * TRIALS_PER_SESSION, (number + 1) * TRIALS_PER_SESSION)
+            raw = nsd.betas(subject, session, xyz)  # (750, n_voxels) int16
+            if not raw.any():
+                raise DataError(_all_zero(nsd, subject, session))
+            betas = raw.astype(np.float32)
+            if scale:
+                betas /= np.float32(BETAS_SCALE)
+            of_test = is_test[here]
+            varies &= np.ptp(raw[~of_test].astype(np.int32), axis=0) > 0
+            if zscore_sessions:
+                mean = betas[~of_test].mean(0, dtype=np.float64)
+                sd = betas[~of_test].std(0, dtype=np.float64)
+                betas = ((betas - mean) / np.where(sd > 0, sd, 1)).astype(np.float32)
+            train = betas[~of_test]
+            rows[row : row + len(train)] = train
+            row += len(train)
+            total += train.sum(0, dtype=np.float64)
+            squares += np.einsum("ij,ij->j", train, train, dtype=np.float64)
+            np.add.at(test_sum, test_row[here][of_test], betas[of_test])
+            log(f"subject {subject} session {session}: {len(train)} training trials of 750")
+
+        # 2. voxels to keep; the same rows again, standardised, moved left over the dropped ones
+        keep = varies & np.isfinite(ncsnr)
+        if not keep.any():
+            raise DataError(
+                f"subject {subject}: all {n_voxels} voxels of the ROI are constant in some session,"
+                " or have no ncsnr; check the betas' files."
+            )
+        mean = total[keep] / n_train
+        sd = np.sqrt(np.maximum(squares[keep] / n_train - mean**2, np.finfo(np.float64).tiny))
+        n_kept = int(keep.sum())
+        for start in range(0, n_train, TRIALS_PER_SESSION):
+            block = slice(start, min(start + TRIALS_PER_SESSION, n_train))
+            rows[block, :n_kept] = (rows[block][:, keep] - mean) / sd
+        rows.resize((n_train, n_kept))
+        test = (test_sum[:, keep] / repeats[:, None] - mean) / sd
+
+        # 3. what each row and column is
+        file["betas_test"] = test.astype(np.float32)
+        file["nsd_id_train"] = trials.nsd_id[~is_test]
+        file["session_train"] = trials.session[~is_test]
+        file["trial_train"] = trials.number[~is_test]
+        file["nsd_id_test"] = test_ids
+        file["repeats_test"] = repeats.astype(np.int64)
+        file["voxel_mean"] = mean
+        file["voxel_sd"] = sd
+        file["xyz"] = xyz[keep].astype(np.int32)
+        file["affine"] = voxels["affine"]
+        file["stream"] = stream[keep].astype(np.int8)
+        file["ncsnr"] = ncsnr[keep].astype(np.float32)
+        file["noise_ceiling"] = noise_ceiling(ncsnr[keep], repeats).astype(np.float32)
+        names = nsd.stream_labels(subject)
+        counts = {
+            "train_trials": n_train,
+            "train_pictures": len(np.unique(trials.nsd_id[~is_test])),
+            "test_trials": int(is_test.sum()),
+            "test_pictures": len(test_ids),
+            "voxels": n_kept,
+            "dropped_constant": int((~varies).sum()),
+            "dropped_no_ncsnr": int((varies & ~np.isfinite(ncsnr)).sum()),
+        }
+        file.attrs.update(
+            subject=subject,
+            sessions=np.asarray(sessions),
+            shape=np.asarray(voxels["shape"]),
+            stream_names=json.dumps(names),
+            dropped_constant=counts["dropped_constant"],
+            dropped_no_ncsnr=counts["dropped_no_ncsnr"],
+            scaled=scale,
+            zscored_sessions=zscore_sessions,
+        )
+    log(f"subject {subject}: (n_trials_train, n_voxels) = ({n_train}, {n_kept})")
+    log(
+        f"subject {subject}: (n_pictures_test, n_voxels) = ({len(test_ids)}, {n_kept}),"
+        f" {repeats.mean():.2f} repeats on average"
+    )
+    if n_kept < n_voxels:
+        log(
+            f"subject {subject}: {n_voxels - n_kept} of {n_voxels} voxels dropped:"
+            f" {counts['dropped_constant']} constant within some session,"
+            f" {counts['dropped_no_ncsnr']} without ncsnr"
+        )
+    return counts
+
+
+def noise_ceiling(ncsnr: np.ndarray, repeats: np.ndarray) -> np.ndarray:
+    """Share of variance that a perfect model explains of means over ``repeats``: (n_voxels,).
+
+    ncsnr (n_voxels,); repeats (n_pictures,) >= 1. Its square root is the highest r there can be.
+    Source: the NSD Data Manual, for pictures with unequal numbers of repeats.
+    """
+    signal = np.square(np.asarray(ncsnr, dtype=np.float64))
+    return signal / (signal + np.mean(1.0 / np.asarray(repeats)))
+
+
+def _check(
+    nsd: NSD, subject: int, sessions: list[int], roi_labels: Sequence[str] | None
+) -> tuple[Trials, np.ndarray, dict]:
+    """Trials, which of them are test, the ROI's voxels: what is wrong is found in seconds."""
+    if len(set(sessions)) < len(sessions):
+        raise DataError(f"sessions {sessions} name one session twice; list each once.")
+    trials = nsd.trials(subject, sessions)
+    available = nsd.sessions_available(subject)
+    if missing := [s for s in sessions if s not in available]:
+        raise DataError(
+            f"subject {subject} has no betas of sessions {missing} in {nsd.betas_dir(subject)};"
+            f" fetch them, or choose sessions among {available}."
+        )
+    is_test = np.isin(trials.nsd_id, nsd.shared_ids())
+    both = np.intersect1d(trials.nsd_id[is_test], trials.nsd_id[~is_test])
+    if len(both):
+        raise DataError(f"subject {subject}: picture {both[0]} is both in training and test.")
+    if not is_test.any() or is_test.all():
+        kind = "only" if is_test.any() else "no"
+        raise DataError(
+            f"subject {subject}, sessions {sessions}: {kind} shared pictures were shown, so there"
+            " is nothing to train on or nothing to test; choose more sessions."
+        )
+    labels, affine = nsd.roi(subject, "streams")
+    names = nsd.stream_labels(subject)
+    wanted = [k for k in names.values() if k > 0]
+    if roi_labels is not None:
+        if unknown := [name for name in roi_labels if names.get(name, 0) <= 0]:
+            known = [name for name, k in names.items() if k > 0]
+            raise DataError(f"streams {unknown} do not exist; expected some of {known}.")
+        wanted = [names[name] for name in roi_labels]
+    xyz = voxels_of(labels, wanted)
+    if len(xyz) == 0:
+        raise DataError(
+            f"subject {subject}: no voxel of streams.nii.gz has a label among {wanted}; check that"
+            " the file belongs to this subject, or choose other streams."
+        )
+    few = xyz[:: max(1, len(xyz) // 16)]
+    for session in sessions:
+        shape = nsd.betas_shape(subject, session)
+        if shape != labels.shape:
+            raise DataError(
+                f"{nsd.betas_file(subject, session)} has a volume of {shape}, but the streams ROI"
+                f" of subject {subject} has {labels.shape}; take both of the same subject."
+            )
+        # a NIfTI cannot be probed without unpacking all of it
+        is_hdf5 = nsd.betas_file(subject, session).suffix == ".hdf5"
+        if is_hdf5 and not nsd.betas(subject, session, few).any():
+            raise DataError(_all_zero(nsd, subject, session))
+    voxels = {
+        "xyz": xyz,
+        "stream": labels[tuple(xyz.T)],
+        "affine": affine,
+        "shape": labels.shape,
+        "ncsnr": nsd.ncsnr(subject, xyz),
+    }
+    return trials, is_test, voxels
+
+
+def _all_zero(nsd: NSD, subject: int, session: int) -> str:
+    path = nsd.betas_file(subject, session)
+    return f"{path} holds only zeros in the ROI; the file was not written in full: fetch it again."

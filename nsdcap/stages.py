@@ -1,0 +1,166 @@
+"""The stages: what each reads, what it computes, over which subjects and BERT states.
+
+prepare   betas -> trials x voxels, split          one cell a subject
+features  pictures -> z_v, z_B, z, c               one for the shared pictures, one a subject
+decode    voxels -> z_v, c, z of test pictures     one a subject
+caption   decoded z_v -> captions                  one a subject
+reconstruct  captions, c, z -> pictures            one a subject
+encode    z_v, z_B -> voxels, r and p              z_v and each BERT state, for each subject
+aggregate everything -> tables, figures, report    one
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from nsdcap.config import Config
+from nsdcap.errors import DataError
+from nsdcap.paths import Cell
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of the table.
+
+    ``function`` is "module:name", imported when a cell runs, called as
+    ``function(cell, config, nsd, out, target)``. ``settings`` are the parts of the configuration
+    that its result depends on, ``weights`` the models and ``nsd`` the kinds of NSD files it reads.
+    """
+
+    function: str
+    cells: Callable[[Config], list[Cell]]
+    inputs: Callable[[Cell, Config], list[Cell]]
+    settings: tuple[str, ...]
+    nsd: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+
+
+def _per_subject(stage: str) -> Callable[[Config], list[Cell]]:
+    return lambda config: [Cell(stage, subject) for subject in config.data.subjects]
+
+
+def _features_cells(config: Config) -> list[Cell]:
+    return [Cell("features"), *_per_subject("features")(config)]
+
+
+def _encode_cells(config: Config) -> list[Cell]:
+    return [
+        Cell("encode", subject, layer)
+        for subject in config.data.subjects
+        for layer in (None, *encode_states(config))
+    ]
+
+
+def _aggregate_inputs(cell: Cell, config: Config) -> list[Cell]:
+    stages = ("prepare", "decode", "caption", "reconstruct", "encode")
+    return [cell for stage in stages for cell in STAGES[stage].cells(config)]
+
+
+def _from(*stages: str) -> Callable[[Cell, Config], list[Cell]]:
+    """Inputs of the same subject; of features also the shared pictures."""
+
+    def inputs(cell: Cell, config: Config) -> list[Cell]:
+        needed = [Cell(stage, cell.subject) for stage in stages]
+        return [*needed, Cell("features")] if "features" in stages else needed
+
+    return inputs
+
+
+_PICTURES = ("models.blip", "models.picture_size", "models.normalise", "models.diffusion")
+_DECODED = ("decode.gain", "decode.intercept")
+_FOLDS = ("ridge.folds", "ridge.alphas", "ridge.absolute", "seed")
+
+STAGES: dict[str, Stage] = {
+    "prepare": Stage(
+        "nsdcap.prepare:run",
+        _per_subject("prepare"),
+        lambda cell, config: [],
+        settings=("data.sessions", "data.betas", "data.space", "data.scale", "data.zscore_sessions"),
+        nsd=("design", "betas", "volumes"),
+    ),
+    "features": Stage(
+        "nsdcap.features:run",
+        _features_cells,
+        lambda cell, config: [],
+        settings=(*_PICTURES, "data.sessions", "caption", "reconstruct.coarse_size",
+                  "reconstruct.posterior", "seed"),
+        nsd=("design", "stimuli", "captions"),
+        weights=("blip", "diffusion"),
+    ),
+    "decode": Stage(
+        "nsdcap.decode:run",
+        _per_subject("decode"),
+        _from("prepare", "features"),
+        settings=(*_FOLDS, "ridge.group_folds", "roi", "decode.alpha", "decode.z_alphas",
+                  "decode.c_alphas", "decode.z_v_alphas"),
+    ),
+    "caption": Stage(
+        "nsdcap.caption:run",
+        _per_subject("caption"),
+        _from("decode", "features"),
+        settings=(*_PICTURES, *_DECODED, "models.clip", "caption"),
+        nsd=("stimuli", "captions"),
+        weights=("blip", "clip"),
+    ),
+    "reconstruct": Stage(
+        "nsdcap.reconstruct:run",
+        _per_subject("reconstruct"),
+        _from("decode", "caption"),
+        settings=(*_DECODED, "models.diffusion", "models.clip", "reconstruct", "seed"),
+        nsd=("stimuli",),
+        weights=("diffusion", "clip"),
+    ),
+    "encode": Stage(
+        "nsdcap.encode:run",
+        _encode_cells,
+        _from("prepare", "features"),
+        settings=(*_FOLDS, "encode.ratios", "encode.nulls", "encode.bootstraps"),
+    ),
+    "aggregate": Stage(
+        "nsdcap.aggregate:run",
+        lambda config: [Cell("aggregate")],
+        _aggregate_inputs,
+        settings=("preset", "no_stimuli", "data.subjects", "encode.states"),
+        nsd=("surfaces",),
+    ),
+}  # fmt: skip
+
+
+def encode_states(config: Config) -> tuple[int, ...]:
+    """BERT states to encode from: those asked for, or all that the captioner has.
+
+    Raises
+    ------
+    DataError
+        A state that the captioner does not have.
+    """
+    count = 1 + _text_layers(config.models.blip)
+    wrong = [state for state in config.encode.states if not 0 <= state < count]
+    if wrong:
+        raise DataError(
+            f"encode.states: found {wrong}, expected numbers from 0 (embeddings) to {count - 1}, "
+            f"the layers of {config.models.blip!r}"
+        )
+    return config.encode.states or tuple(range(count))
+
+
+@lru_cache
+def _text_layers(where: str) -> int:
+    """Layers of a BLIP's text decoder, from its configuration alone."""
+    file = Path(where) / "config.json"
+    if not file.is_file():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            file = Path(hf_hub_download(where, "config.json"))
+        except (OSError, HFValidationError) as error:
+            raise DataError(
+                f"models.blip = {where!r}: neither a folder with config.json nor a hub id that can be "
+                "reached; download the weights or give their folder"
+            ) from error
+    return int(json.loads(file.read_text())["text_config"].get("num_hidden_layers", 12))

@@ -1,0 +1,25 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from nsdcap.miniature.tree import write_tree
+
+
+@pytest.fixture(scope="session")
+def tiny_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature's root: subjects 1 and 2, two sessions, betas in both formats. Read only."""
+    root = tmp_path_factory.mktemp("nsd")
+    write_tree(root, seed=3, subjects=(1, 2), sessions=2, nifti=True, log=lambda line: None)
+    return root
+
+
+@pytest.fixture
+def tree_copy(tiny_tree: Path, tmp_path: Path) -> Path:
+    """The same tree as links, so that a test can replace files: unlink first, then write."""
+    return Path(shutil.copytree(tiny_tree, tmp_path / "nsd", copy_function=os.symlink))

@@ -1,0 +1,376 @@
+"""Tables and maps from a run folder whose truth is planted."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+import sacrebleu
+from scipy.stats import binomtest
+from statsmodels.stats.multitest import fdrcorrection
+
+from nsdcap import metrics
+from nsdcap.aggregate import aggregate
+from nsdcap.errors import DataError
+
+SUBJECTS, STATES, N_TEST, SIDE, SAMPLES, D = [1, 2], [0, 1, 2], 12, 16, 2, 8
+SHAPE = (10, 8, 6)
+PHASES = ("early", "mid", "late")
+# planted: the BERT state that adds to z_v in each stream, none in the early ones
+ADDS = {5: 0, 6: 1, 7: 2}
+
+
+class FakeSurfaces:
+    """Two hemispheres of fsaverage5 that read the volume's voxels in turn; subject 2 has none."""
+
+    def to_surface(self, subject: int, hemi: str, volume: np.ndarray, kind: str) -> np.ndarray:
+        if subject == 2:
+            raise DataError("lh.func1pt8-to-layerB1.mgz does not exist")
+        return np.resize(volume.ravel(), 500)
+
+    def to_fsaverage(self, subject: int, hemi: str, values: np.ndarray) -> np.ndarray:
+        return np.resize(values, 12000)
+
+
+def planted_maps(r: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Voxels without r have a uniform p, those with it a p far below; two voxels never varied."""
+    p = np.where(r > 0.05, rng.uniform(0, 2e-3, len(r)), rng.uniform(size=len(r)))
+    p[:2] = np.nan
+    known = np.where(np.isnan(p), np.nan, r + rng.normal(0, 0.02, len(r)))
+    return {
+        "r": known, "p_permutation": p, "p_gaussian": np.minimum(p * 1.3, 1),
+        "p_fwe": np.minimum(p * 50, 1), "alpha": np.full(len(r), 2.0),
+    }  # fmt: skip
+
+
+def write_run(
+    out: Path,
+    subjects: list[int] = SUBJECTS,
+    states: list[int] = STATES,
+    voxels: dict | None = None,
+    n: int = N_TEST,
+) -> None:
+    """A run folder: z_v explains the early streams, z_B the higher ones; see ADDS for the joint."""
+    rng = np.random.default_rng(11)
+    pictures = rng.integers(0, 256, (n, SIDE, SIDE, 3), dtype=np.uint8)
+    clip_shown = unit(rng.normal(size=(n, D)))
+    for stage in ("prepare", "encode", "caption", "decode", "reconstruct"):
+        (out / stage).mkdir(parents=True, exist_ok=True)
+    for subject in subjects:
+        name = f"subj{subject:02d}"
+        stream = write_prepare(out / f"prepare/{name}.h5", subject, rng, voxels)
+        early = stream <= 4
+        with h5py.File(out / f"encode/{name}_z_v.h5", "w") as file:
+            for feature, strength in (("z_v", 1.0), ("z_v_cls", 0.5)):
+                write_maps(file, feature, planted_maps(strength * np.where(early, 0.5, 0.3), rng))
+        for state in states:
+            with h5py.File(out / f"encode/{name}_layer{state:02d}.h5", "w") as file:
+                for k, phase in enumerate(PHASES):
+                    r = np.where(early, 0.0, 0.3 + 0.03 * state + 0.02 * k)
+                    write_maps(file, f"z_B_{phase}", planted_maps(r, rng))
+                    adds = np.array([ADDS.get(int(s), -1) == state for s in stream])
+                    gain = np.where(adds, 0.1 + 0.01 * k, -0.01) + rng.normal(0, 0.004, len(stream))
+                    joint = planted_maps(np.where(early, 0.5, 0.4), rng)
+                    joint |= {"ratio": np.ones(len(stream)), "gain": gain}
+                    joint |= {"gain_low": gain - 0.02, "gain_high": gain + 0.02}
+                    write_maps(file, f"joint_{phase}", joint)
+        (out / f"caption/{name}.json").write_text(json.dumps(caption_file(subject, n)))
+        with h5py.File(out / f"decode/{name}.h5", "w") as file:
+            for latent, targets in (("z_v", 40), ("c", 20), ("z", 10)):
+                group = file.create_group(latent)
+                group["alpha_index"] = rng.integers(1, 4, targets)
+                group["cv_r2"] = rng.normal(0.1, 0.05, targets).astype("f4")
+                group.attrs.update(gain=1.8, edge_share=0.25, n_targets=targets)
+        with h5py.File(out / f"reconstruct/{name}.h5", "w") as file:
+            file["nsd_id"], file["shown"], file["clip_shown"] = (
+                np.arange(n) + 100,
+                pictures,
+                clip_shown,
+            )
+            for arm, noise, many in (
+                ("coarse", 0.7, False),
+                ("caption", 0.3, True),
+                ("direct", 0.5, True),
+            ):
+                shape = (n, SAMPLES) if many else (n,)
+                spread = rng.normal(0, 200 * noise, (*shape, SIDE, SIDE, 3))
+                shown = pictures[:, None] if many else pictures
+                file[arm] = np.clip(shown + spread, 0, 255).astype(np.uint8)
+                base = clip_shown[:, None] if many else clip_shown
+                file[f"clip_{arm}"] = unit(base + noise * rng.normal(size=(*shape, D)))
+
+
+def write_prepare(
+    path: Path, subject: int, rng: np.random.Generator, voxels: dict | None
+) -> np.ndarray:
+    if voxels is None:
+        xyz = np.argwhere(np.ones(SHAPE, dtype=bool))[::2]
+        voxels = {
+            "xyz": xyz, "affine": np.diag([1.8, 1.8, 1.8, 1.0]), "shape": SHAPE,
+            "stream": (np.arange(len(xyz)) * 7 // len(xyz) + 1).astype(np.int8),
+        }  # fmt: skip
+    with h5py.File(path, "w") as file:
+        for key in ("xyz", "affine", "stream"):
+            file[key] = voxels[key]
+        file["noise_ceiling"] = np.full(len(voxels["xyz"]), 0.36, dtype="f4")
+        file.attrs.update(shape=voxels["shape"], subject=subject, n_trials_train=600)
+    return voxels["stream"]
+
+
+def write_maps(file: h5py.File, name: str, maps: dict[str, np.ndarray]) -> None:
+    group = file.create_group(name)
+    group.attrs["edge_share"] = 0.125
+    for key, values in maps.items():
+        group[key] = values.astype("f4")
+
+
+def caption_file(subject: int, n: int = N_TEST) -> dict:
+    places, things = ("beach", "field", "street", "table"), ("ball", "kite", "cat")
+    truth = [f"a red {things[i % 3]} lies on the {places[i % 4]}" for i in range(n)]
+    captions = {}
+    for i, text in enumerate(truth):
+        captions[str(100 + i)] = {
+            "brain": text if i % 3 else truth[(i + subject) % n],
+            "brain_gain": text if i % 4 else "a blue car",
+            "picture": text,
+            "nearest": truth[(i + 1) % n] if i % 2 else text,
+            "references": [text.capitalize() + ".", f"There is a {things[i % 3]} on a {places[i % 4]}."],
+            "clip": {"brain": 0.30 + 0.001 * i, "brain_gain": 0.31, "picture": 0.4, "nearest": 0.305},
+        }  # fmt: skip
+    arms = ["brain", "brain_gain", "picture", "nearest"]
+    return {"subject": subject, "arms": arms, "captions": captions}
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype("f4")
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def pick(rows: list[dict[str, str]], **wanted: object) -> dict[str, str]:
+    found = [row for row in rows if all(row[key] == str(value) for key, value in wanted.items())]
+    assert len(found) == 1, (wanted, len(found))
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run folder and its tables; read only."""
+    out = tmp_path_factory.mktemp("run")
+    write_run(out)
+    lines: list[str] = []
+    target = out / "aggregate"
+    aggregate(out, target, SUBJECTS, STATES, surfaces=FakeSurfaces(), log=lines.append)
+    assert any("subj02" in line and "not on the cortex" in line for line in lines)
+    return out, target
+
+
+@pytest.mark.parametrize("feature", ["z_v", "z_B_mid", "joint_late"])
+def test_significant_voxels_are_statsmodels(done, feature):
+    out, target = done
+    rows = read_csv(target / "tables/encoding.csv")
+    part = "z_v" if feature == "z_v" else "layer01"
+    with h5py.File(out / f"encode/subj01_{part}.h5") as file:
+        maps = {key: file[feature][key][:] for key in ("r", "p_permutation", "p_gaussian")}
+    with h5py.File(out / "prepare/subj01.h5") as file:
+        stream = file["stream"][:]
+    known = np.isfinite(maps["p_permutation"])
+    hits = {}
+    for key in ("p_permutation", "p_gaussian"):
+        hits[key] = np.zeros(len(stream), dtype=bool)
+        hits[key][known] = fdrcorrection(maps[key][known], 0.05)[0]
+    name, _, phase = (feature, "", "") if feature == "z_v" else feature.rpartition("_")
+    wanted = {"subject": 1, "feature": name, "phase": phase, "state": "" if feature == "z_v" else 1}
+    for roi, inside in (("all", stream > 0), ("early", stream == 1), ("lateral", stream == 6)):
+        row = pick(rows, roi=roi, **wanted)
+        assert int(row["n_voxels"]) == (inside & known).sum()
+        assert int(row["n_nan"]) == (inside & ~known).sum()
+        assert int(row["n_significant"]) == (hits["p_permutation"] & inside).sum()
+        assert int(row["n_significant_gaussian"]) == (hits["p_gaussian"] & inside).sum()
+        mean = maps["r"][inside & known].mean()
+        assert float(row["mean_r"]) == pytest.approx(mean, rel=1e-4)
+        assert float(row["ci_low"]) < mean < float(row["ci_high"])
+        assert float(row["mean_r_over_ceiling"]) == pytest.approx(mean / 0.6, rel=1e-4)
+    assert float(pick(rows, roi="all", **wanted)["edge_share"]) == 0.125
+
+
+def test_every_model_has_every_roi(done):
+    rows = read_csv(done[1] / "tables/encoding.csv")
+    assert len(rows) == len(SUBJECTS) * 8 * (2 + len(STATES) * 6)
+    assert all(int(row["n_nan"]) == 2 for row in rows if row["roi"] in ("all", "early"))
+
+
+def test_maps_lie_in_the_subjects_volume(done):
+    out, target = done
+    with h5py.File(out / "prepare/subj01.h5") as file:
+        xyz, affine = file["xyz"][:], file["affine"][:]
+    with h5py.File(out / "encode/subj01_z_v.h5") as file:
+        r = file["z_v/r"][:]
+    image = nib.load(target / "maps/subj01_z_v_r.nii.gz")
+    volume = image.get_fdata()
+    np.testing.assert_allclose(image.affine, affine)
+    np.testing.assert_allclose(volume[tuple(xyz.T)], r, rtol=1e-6)
+    assert np.isnan(volume).sum() == volume.size - np.isfinite(r).sum()
+    q = nib.load(target / "maps/subj01_z_v_q.nii.gz").get_fdata()[tuple(xyz.T)]
+    rows = read_csv(target / "tables/encoding.csv")
+    significant = pick(rows, subject=1, roi="all", feature="z_v")["n_significant"]
+    assert (q < 0.05).sum() == int(significant)
+
+
+def test_best_layer_is_the_planted_one_where_it_adds(done):
+    out, target = done
+    with h5py.File(out / "prepare/subj01.h5") as file:
+        xyz, stream = file["xyz"][:], file["stream"][:]
+    best = nib.load(target / "maps/subj01_best_layer.nii.gz").get_fdata()[tuple(xyz.T)]
+    assert np.isnan(best[stream <= 4]).all()
+    rows = read_csv(target / "tables/layers.csv")
+    for label, state in ADDS.items():
+        assert (best[stream == label] == state).all()
+        row = pick(rows, subject=1, roi=["ventral", "lateral", "parietal"][label - 5])
+        assert float(row["mean_state"]) == state
+        assert row["n_significant"] == row["n_voxels"]
+    assert pick(rows, subject=1, roi="early")["mean_state"] == ""
+
+
+def test_surfaces_only_where_there_are_transforms(done):
+    target = done[1]
+    assert json.loads((target / "run.json").read_text())["on_surface"] == [1]
+    found = sorted(path.name for path in (target / "maps").glob("*.gii"))
+    assert len(found) == 6
+    assert all(name.startswith("subj01") for name in found)
+    image = nib.load(target / "maps/subj01_z_v_r.lh.fsaverage5.func.gii")
+    assert image.darrays[0].data.shape == (10242,)
+
+
+def test_captions_carry_definition_interval_and_chance(done):
+    rows = read_csv(done[1] / "tables/captions.csv")
+    entries = list(caption_file(2)["captions"].values())
+    streams = [[entry["references"][k] for entry in entries] for k in (0, 1)]
+    for arm in ("brain", "brain_gain", "picture", "nearest"):
+        row = pick(rows, subject=2, arm=arm, metric="BLEU-4 sacrebleu")
+        expected = sacrebleu.corpus_bleu([entry[arm] for entry in entries], streams).score
+        assert float(row["value"]) == pytest.approx(expected, rel=1e-4)
+        assert "nrefs:2|case:mixed" in row["definition"]
+        assert float(row["ci_low"]) <= float(row["value"]) <= float(row["ci_high"])
+        assert 0 < float(row["chance_mean"]) < 100
+        assert float(row["chance_sd"]) > 0
+    assert all("BLEU" in row["definition"] for row in rows if "BLEU" in row["metric"])
+    assert float(pick(rows, subject=1, arm="picture", metric="BLEU-4 coco-like")["value"]) > 99
+    won = pick(rows, subject=1, arm="brain", metric="CLIP wins over nearest")
+    share = metrics.wins(np.array([e["clip"]["brain"] for e in entries]), np.full(N_TEST, 0.305))
+    assert float(won["value"]) == pytest.approx(share.value, rel=1e-5)
+    assert pick(rows, subject=1, arm="brain", metric="CLIP cosine")["chance_mean"] == ""
+
+
+def test_chance_of_the_cosine_is_taken_where_the_caption_stage_kept_it(tmp_path):
+    write_run(tmp_path, [1], [0])
+    path = tmp_path / "caption/subj01.json"
+    content = json.loads(path.read_text()) | {"clip_chance": {"brain": [0.21, 0.004]}}
+    path.write_text(json.dumps(content))
+    aggregate(tmp_path, tmp_path / "t", [1], [0], log=lambda line: None)
+    row = pick(read_csv(tmp_path / "t/tables/captions.csv"), arm="brain", metric="CLIP cosine")
+    assert (row["chance_mean"], row["chance_sd"]) == ("0.21", "0.004")
+
+
+def test_pictures_are_the_planted_order(done):
+    out, target = done
+    rows = read_csv(target / "tables/pictures.csv")
+    with h5py.File(out / "reconstruct/subj01.h5") as file:
+        shown, parts = (
+            file["clip_shown"][:],
+            {a: file[f"clip_{a}"][:] for a in ("caption", "direct")},
+        )
+        pixels = metrics.pixcorr(file["shown"][:], file["coarse"][:])
+    cosine = {
+        arm: np.einsum("nd,nsd->ns", shown, x).mean(1).astype(float) for arm, x in parts.items()
+    }
+    k = int((cosine["caption"] > cosine["direct"]).sum())
+    row = pick(rows, subject=1, arm="caption over direct", metric="CLIP wins")
+    interval = binomtest(k, N_TEST).proportion_ci(method="exact")
+    found = [float(row[key]) for key in ("value", "ci_low", "ci_high", "chance_mean")]
+    assert found == pytest.approx([k / N_TEST, interval.low, interval.high, 0.5], rel=1e-4)
+    scores = {
+        arm: float(pick(rows, subject=1, arm=arm, metric="CLIP similarity")["value"])
+        for arm in ("caption", "direct", "coarse")
+    }
+    assert scores["caption"] > scores["direct"] > scores["coarse"]
+    row = pick(rows, subject=1, arm="coarse", metric="PixCorr")
+    assert float(row["value"]) == pytest.approx(pixels.mean(), rel=1e-4)
+    assert abs(float(row["chance_mean"])) < 0.1
+    names = {row["metric"] for row in rows}
+    assert {"two-way among shown", "two-way among predicted"} <= names
+
+
+def test_decoding(done):
+    row = pick(read_csv(done[1] / "tables/decoding.csv"), subject=1, latent="z_v")
+    assert (row["n_targets"], row["gain"], row["edge_share"]) == ("40", "1.8", "0.25")
+    assert 1 <= float(row["alpha_median"]) <= 3
+
+
+def test_every_gap_is_named(tmp_path):
+    write_run(tmp_path, [1], [0])
+    gaps = ["caption/subj01.json", "encode/subj01_layer00.h5"]
+    for gap in gaps:
+        (tmp_path / gap).unlink()
+    target = tmp_path / "target"
+    with pytest.raises(DataError) as error:
+        aggregate(tmp_path, target, [1, 2], [0, 1])
+    for gap in [*gaps, "encode/subj01_layer01.h5", "prepare/subj02.h5", "reconstruct/subj02.h5"]:
+        assert gap in str(error.value)
+    assert "encode/subj01_z_v.h5" not in str(error.value)
+    assert not target.exists()
+
+
+def broken_hdf5(out: Path) -> None:
+    (out / "encode/subj01_z_v.h5").write_bytes(b"not HDF5")
+
+
+def lost_group(out: Path) -> None:
+    with h5py.File(out / "encode/subj01_layer00.h5", "a") as file:
+        del file["joint_mid"]
+
+
+def other_voxels(out: Path) -> None:
+    with h5py.File(out / "encode/subj01_z_v.h5", "a") as file:
+        del file["z_v/r"]
+        file["z_v/r"] = np.zeros(5)
+
+
+def lost_arm(out: Path) -> None:
+    content = caption_file(1)
+    del content["captions"]["103"]["nearest"]
+    (out / "caption/subj01.json").write_text(json.dumps(content))
+
+
+def cut_json(out: Path) -> None:
+    (out / "caption/subj01.json").write_text('{"subject": 1, "arms"')
+
+
+def other_pictures(out: Path) -> None:
+    (out / "caption/subj01.json").write_text(json.dumps(caption_file(1, 5)))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (broken_hdf5, "subj01_z_v.h5.*cannot be read"),
+        (lost_group, "lacks joint_mid"),
+        (other_voxels, r"z_v/r: found \(5,\), expected \(240,\)"),
+        (lost_arm, "without an arm.*103"),
+        (cut_json, "caption/subj01.json: broken"),
+        (other_pictures, "12 pictures that are not the 5 captioned"),
+    ],
+)
+def test_what_does_not_agree_is_refused(tmp_path, harm, words):
+    write_run(tmp_path, [1], [0])
+    harm(tmp_path)
+    with pytest.raises(DataError, match=words):
+        aggregate(tmp_path, tmp_path / "target", [1], [0], log=lambda line: None)
