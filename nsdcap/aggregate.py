@@ -14,11 +14,11 @@ import numpy as np
 from nsdcap.config import STREAMS, Config
 from nsdcap.errors import DataError
 from nsdcap.paths import Cell, artefact
+from nsdcap.stats import fdr
 from nsdcap.tables import (
     BOOTSTRAPS,
     DECODING_COLUMNS,
     SCORE_COLUMNS,
-    SEED,
     SHUFFLES,
     caption_rows,
     decoding_rows,
@@ -183,9 +183,10 @@ def read_models(out: Path, subject: int, states: list[int], n_voxels: int) -> It
 
 
 def encoding_rows(subject: int, model: Model, voxels: Voxels) -> list[dict]:
-    """A row for each stream and one for all voxels. r over ceiling: mean r / mean highest r."""
-    from nsdcap.stats import bootstrap_ci, fdr
+    """A row for each stream and one for all voxels. r over ceiling: mean r / mean highest r.
 
+    Intervals of means are over voxels, as if these were independent.
+    """
     r, p = model.maps["r"], model.maps["p_permutation"]
     significant = fdr(p)[0]
     gaussian = fdr(model.maps["p_gaussian"])[0]
@@ -199,7 +200,7 @@ def encoding_rows(subject: int, model: Model, voxels: Voxels) -> list[dict]:
             "phase": model.phase, "n_voxels": int(use.sum()), "n_nan": int((inside & ~known).sum()),
         }  # fmt: skip
         if use.any():
-            mean, low, high = bootstrap_ci(r[use], 300, SEED)
+            mean, low, high = _mean_interval(r[use])
             row |= {
                 "n_significant": int(significant[use].sum()),
                 "n_significant_gaussian": int(gaussian[use].sum()),
@@ -225,8 +226,6 @@ def best_state(models: list[Model]) -> tuple[np.ndarray, np.ndarray]:
     """
     from scipy.stats import norm
 
-    from nsdcap.stats import fdr
-
     joint = [model for model in models if model.feature == "joint"]
     gains = np.stack([model.maps["gain"] for model in joint])  # (models, n_voxels)
     width = np.stack([model.maps["gain_high"] - model.maps["gain_low"] for model in joint])
@@ -242,8 +241,6 @@ def best_state(models: list[Model]) -> tuple[np.ndarray, np.ndarray]:
 
 def layer_rows(subject: int, best: np.ndarray, adds: np.ndarray, voxels: Voxels) -> list[dict]:
     """Mean best state of each stream over voxels whose gain is significant."""
-    from nsdcap.stats import bootstrap_ci
-
     rows = []
     for roi in ROIS:
         inside = _inside(voxels.stream, roi)
@@ -251,7 +248,7 @@ def layer_rows(subject: int, best: np.ndarray, adds: np.ndarray, voxels: Voxels)
         row: dict[str, Any] = {"subject": subject, "roi": roi, "n_voxels": int(inside.sum())}
         row["n_significant"] = int(use.sum())
         if use.any():
-            mean, low, high = bootstrap_ci(best[use], BOOTSTRAPS, SEED)
+            mean, low, high = _mean_interval(best[use])
             row |= {"mean_state": mean, "ci_low": low, "ci_high": high}
         rows.append(row)
     return rows
@@ -259,8 +256,6 @@ def layer_rows(subject: int, best: np.ndarray, adds: np.ndarray, voxels: Voxels)
 
 def _volumes(models: list[Model], states: list[int], best: np.ndarray) -> dict[str, np.ndarray]:
     """Maps by name, (n_voxels,) each. z_B's is the last state's midway, chosen before any look."""
-    from nsdcap.stats import fdr
-
     maps = {}
     for name, wanted in (("z_v", ("z_v", None, None)), ("z_B", ("z_B", max(states), "mid"))):
         model = next(m for m in models if (m.feature, m.state, m.phase) == wanted)
@@ -323,6 +318,12 @@ def _map(group: Any, key: str, n_voxels: int, path: Path) -> np.ndarray:
             "prepare stage; run the encode stage again"
         )
     return group[key][:]
+
+
+def _mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and normal 95 % interval of values (n,) over voxels."""
+    mean, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
+    return mean, mean - half, mean + half
 
 
 def _inside(stream: np.ndarray, roi: str) -> np.ndarray:

@@ -9,8 +9,9 @@ import numpy as np
 
 from nsdcap.config import STREAMS, Config
 from nsdcap.features import open_features, rows_of
+from nsdcap.folds import grouped_folds
 from nsdcap.paths import Cell, artefact
-from nsdcap.ridge import alpha_grid, decode_cv, edge_share, grouped_folds
+from nsdcap.ridge import DecodeBases, decode_bases, decode_cv, edge_share
 
 LATENTS = ("z_v", "c", "z")
 
@@ -39,43 +40,51 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
     with h5py.File(target, "w") as file, open_features(out, cell.subject) as features:
         file["nsd_id"] = test_ids
         picture = rows_of(features, trial_ids)
+        bases: dict[tuple[str, ...], DecodeBases] = {}
         for name in LATENTS:
-            labels = [STREAMS.index(stream_name) + 1 for stream_name in getattr(config.roi, name)]
-            voxels = np.isin(stream, labels)
-            _decode_one(file.create_group(name), name, train[:, voxels], test[:, voxels], picture,
-                        folds, features[name], config)  # fmt: skip
-            found = dict(file[name].attrs)
+            roi = getattr(config.roi, name)
+            voxels = np.isin(stream, [STREAMS.index(part) + 1 for part in roi])
+            if roi not in bases:  # latents of one ROI share its factorisations
+                bases = {
+                    roi: decode_bases(
+                        train[:, voxels], picture, test[:, voxels], folds, len(features["nsd_id"])
+                    )
+                }
+            group = file.create_group(name)
+            _decode_one(group, name, bases[roi], features[name], config)
             print(
-                f"{cell}: {name} from {voxels.sum()} voxels, {found['n_targets']} targets, gain "
-                f"{found['gain']:.2f}, penalty at the grid's edge for {found['edge_share']:.1%}"
+                f"{cell}: {name} from {voxels.sum()} voxels, {group.attrs['n_targets']} targets, gain "
+                f"{group.attrs['gain']:.2f}, penalty at the grid's edge for "
+                f"{group.attrs['edge_share']:.1%}"
             )
 
 
-def _decode_one(group, name, train, test, picture, folds, latents, config: Config) -> None:
-    """One latent: fit, predict the test pictures, and write block by block."""
+def _decode_one(
+    group: h5py.Group, name: str, bases: DecodeBases, latents: h5py.Dataset, config: Config
+) -> None:
+    """One latent: predict the test pictures, and write block by block."""
     n_targets = latents.shape[1]
-    predicted = group.create_dataset("predicted", (len(test), n_targets), "f4")
+    predicted = group.create_dataset("predicted", (len(bases.whole.out), n_targets), "f4")
     mean = group.create_dataset("mean", n_targets, "f4")
     index = np.zeros(n_targets, dtype=int)
     cv_r2 = np.zeros(n_targets, dtype=np.float32)
-    multiples = getattr(config.decode, f"{name}_alphas") or config.ridge.alphas
-    alphas = np.asarray(multiples) if config.ridge.absolute else alpha_grid(multiples, train)
-    numerator = denominator = 0.0
+    alphas = getattr(config.decode, f"{name}_alphas") or config.ridge.alphas
+    sums = np.zeros(2)
     solved = decode_cv(
-        train, picture, lambda start, stop: latents[:, start:stop], n_targets, test, folds, alphas,
+        bases, lambda start, stop: latents[:, start:stop], n_targets, alphas,
         block=config.ridge.block, per_target=config.decode.alpha == "target",
+        relative=not config.ridge.absolute,
     )  # fmt: skip
     for block in solved:
         columns = slice(block.start, block.stop)
         predicted[:, columns], mean[columns] = block.predictions, block.y_mean
         index[columns] = block.alpha_index
-        cv_r2[columns] = np.max(block.cv_scores, axis=0)
-        numerator += block.gain_num
-        denominator += block.gain_den
+        cv_r2[columns] = block.cv_scores.max(0)
+        sums += block.truth, block.predicted
     group["alpha_index"], group["cv_r2"] = index, cv_r2
-    group.attrs["gain"] = numerator / denominator
+    group.attrs["gain"] = np.sqrt(sums[0] / sums[1])
     group.attrs["edge_share"] = edge_share(index, len(alphas))
-    group.attrs["alphas"] = multiples
+    group.attrs["alphas"] = alphas
     group.attrs["n_targets"] = n_targets
     group.attrs["shape"] = latents.attrs["shape"]
 
@@ -83,9 +92,9 @@ def _decode_one(group, name, train, test, picture, folds, latents, config: Confi
 def read_latent(out: Path, subject: int | None, name: str, config: Config, gain: str | None = None):
     """A subject's decoded latent of its test pictures, ready for the models.
 
-    ``gain`` "cv" multiplies predictions about the training mean by one factor learnt from the
-    cross-validated predictions of the training data, because ridge shrinks them towards the mean;
-    "none" leaves them; by default the setting decides. Without ``decode.intercept`` the training
+    ``gain`` "cv" multiplies predictions about the training mean by one factor, which gives the
+    cross-validated predictions of the training pictures the length of the truth: ridge shrinks them
+    towards the mean, and the captioner knows no such latents. "none" leaves them; by default the setting decides. Without ``decode.intercept`` the training
     mean is taken off again, as the released code's predictions lack it.
     Returns (n_test, *axes of the latent) float32.
     """

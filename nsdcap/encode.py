@@ -8,9 +8,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from nsdcap import ridge
+from nsdcap import ridge, stats
 from nsdcap.config import PHASES, Config
 from nsdcap.features import blocks, open_features, rows_of
+from nsdcap.folds import Collapsed, collapse, grouped_folds
 from nsdcap.paths import Cell, artefact, atomic
 
 
@@ -18,7 +19,7 @@ from nsdcap.paths import Cell, artefact, atomic
 class Responses:
     """What a subject's voxels did: training trials by picture, and the test pictures' means."""
 
-    data: ridge.Collapsed
+    data: Collapsed
     folds: np.ndarray  # (n_pictures,)
     train_ids: np.ndarray  # (n_pictures,) nsd_id, sorted
     test: np.ndarray  # (n_test, n_voxels) float32
@@ -42,10 +43,9 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
     print(f"{cell}: (n_pictures, n_voxels) = ({len(responses.train_ids)}, {n_voxels})")
     with h5py.File(target, "w") as file:
         if cell.layer is None:
-            predicted = _solve_z_v(cell.subject, responses, config, out, file.create_group("z_v"))
+            _solve_z_v(cell.subject, responses, config, out, file.create_group("z_v"))
             cls = [z_v_cls(out, subject, ids) for subject, ids in _both(cell.subject, responses)]
             _solve_primal(cls[0], cls[1], responses, config, file.create_group("z_v_cls"))
-            file["z_v"].create_dataset("predicted", data=predicted.astype(np.float32))
             return
         single = _solve_z_v(cell.subject, responses, config, out, None)
         kernel_v = z_v_kernel(cell.subject, responses, config, out)
@@ -65,10 +65,10 @@ def read_responses(subject: int | None, config: Config, out: Path) -> Responses:
     """A subject's prepared betas with the repeats of each training picture collapsed exactly."""
     with h5py.File(artefact(out, Cell("prepare", subject)), "r") as file:
         trial_ids = file["nsd_id_train"][:]
-        data = ridge.collapse(file["betas_train"][:], trial_ids)
+        data = collapse(file["betas_train"][:], trial_ids)
         test, test_ids = file["betas_test"][:], file["nsd_id_test"][:]
     first = np.unique(trial_ids, return_index=True)[1]
-    folds = ridge.grouped_folds(trial_ids, config.ridge.folds, config.seed)[first]
+    folds = grouped_folds(trial_ids, config.ridge.folds, config.seed)[first]
     return Responses(data, folds, data.ids, test, test_ids)
 
 
@@ -113,6 +113,59 @@ def z_v_kernel(
         file.attrs["stamp"] = stamp
         file["train"], file["test"] = train, test
     return train, test
+
+
+def _solve_z_v(
+    subject: int | None, responses: Responses, config: Config, out: Path, group: h5py.Group | None
+) -> np.ndarray:
+    """Predictions (n_test, n_voxels) of z_v's model; its maps go to ``group`` where there is one."""
+    kernel, test = z_v_kernel(subject, responses, config, out)
+    fit = ridge.encode_dual(kernel, responses.data, responses.folds, config.ridge.alphas, test,
+                            config.encode.block)  # fmt: skip
+    if group is not None:
+        _write_maps(group, fit, responses, config)
+    return fit.predictions
+
+
+def _solve_primal(
+    features: np.ndarray, test: np.ndarray, responses: Responses, config: Config, group: h5py.Group
+) -> None:
+    """A model from few features (n, p) and its maps."""
+    fit = ridge.encode_primal(features, responses.data, responses.folds, config.ridge.alphas, test,
+                              config.encode.block)  # fmt: skip
+    _write_maps(group, fit, responses, config)
+
+
+def _solve_joint(
+    kernel_v: tuple, kernel_b: tuple, single: np.ndarray, responses: Responses, config: Config,
+    group: h5py.Group,
+) -> None:  # fmt: skip
+    """The model of z_v and z_B together, its maps, and what z_B adds to z_v (``single``)."""
+    fit = ridge.encode_joint(
+        (kernel_v[0], kernel_b[0]), responses.data, responses.folds, config.ridge.alphas,
+        config.encode.ratios, (kernel_v[1], kernel_b[1]), config.encode.block,
+    )  # fmt: skip
+    _write_maps(group, fit, responses, config)
+    group["ratio"] = np.asarray(config.encode.ratios, dtype="f4")[fit.ratio_index]
+    gains = stats.gain_r2(
+        fit.predictions, single, responses.test, config.encode.bootstraps, config.seed
+    )
+    for name, values in zip(("gain", "gain_low", "gain_high"), gains, strict=True):
+        group[name] = values.astype("f4")
+
+
+def _write_maps(group: h5py.Group, fit: ridge.Fit, responses: Responses, config: Config) -> None:
+    """r, its p by three rules, and the chosen penalty, (n_voxels,) float32 each."""
+    r = stats.pearson(fit.predictions, responses.test)
+    p, p_fwe = stats.p_permutation(
+        fit.predictions, responses.test, config.encode.nulls, config.seed
+    )
+    maps = {"r": r, "p_permutation": p, "p_fwe": p_fwe,
+            "p_gaussian": stats.p_gaussian(r, len(responses.test)),
+            "alpha": np.asarray(config.ridge.alphas)[fit.alpha_index]}  # fmt: skip
+    for name, values in maps.items():
+        group[name] = values.astype("f4")
+    group.attrs["edge_share"] = ridge.edge_share(fit.alpha_index, len(config.ridge.alphas))
 
 
 def _both(subject: int | None, responses: Responses):

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from nsdcap.errors import UsageError
+from nsdcap.stats import binomial_ci
 
 # PTBTokenizer of coco-caption drops these; the other marks end at the split into words.
 _DROPPED = re.compile(r"[^a-z0-9'\- ]+")
@@ -218,16 +219,13 @@ def wins(first: np.ndarray, second: np.ndarray) -> Share:
 
     All ties: NaN.
     """
-    from scipy.stats import binomtest
-
     _agree("wins", len(first), len(second))
     ties = int(np.sum(first == second))
     n = len(first) - ties
     if n == 0:
         return Share(np.nan, np.nan, np.nan, 0, ties)
     k = int(np.sum(first > second))
-    interval = binomtest(k, n).proportion_ci(0.95, method="exact")
-    return Share(k / n, float(interval.low), float(interval.high), n, ties)
+    return Share(k / n, *binomial_ci(k, n), n, ties)
 
 
 def two_way_identification(predicted: np.ndarray, shown: np.ndarray) -> TwoWay:

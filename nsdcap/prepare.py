@@ -22,6 +22,7 @@ from nsdcap.config import Config
 from nsdcap.errors import DataError
 from nsdcap.nsd import BETAS_SCALE, NSD, TRIALS_PER_SESSION, Trials, voxels_of
 from nsdcap.paths import Cell
+from nsdcap.stats import noise_ceiling
 
 CHUNK = (TRIALS_PER_SESSION, 512)  # a session by a block of voxels: 1.5 MB
 
@@ -181,16 +182,6 @@ def prepare(
             f" {counts['dropped_no_ncsnr']} without ncsnr"
         )
     return counts
-
-
-def noise_ceiling(ncsnr: np.ndarray, repeats: np.ndarray) -> np.ndarray:
-    """Share of variance that a perfect model explains of means over ``repeats``: (n_voxels,).
-
-    ncsnr (n_voxels,); repeats (n_pictures,) >= 1. Its square root is the highest r there can be.
-    Source: the NSD Data Manual, for pictures with unequal numbers of repeats.
-    """
-    signal = np.square(np.asarray(ncsnr, dtype=np.float64))
-    return signal / (signal + np.mean(1.0 / np.asarray(repeats)))
 
 
 def _check(

@@ -15,6 +15,7 @@ import numpy as np
 from nsdcap import metrics
 from nsdcap.errors import DataError
 from nsdcap.paths import Cell, artefact
+from nsdcap.stats import bootstrap_ci
 
 SHUFFLES, FEW_SHUFFLES, BOOTSTRAPS, SEED = 200, 50, 1000, 0
 SCORE_COLUMNS = (
@@ -61,8 +62,6 @@ def read_captions(out: Path, subject: int) -> dict:
 
 def caption_rows(subject: int, content: dict) -> list[dict]:
     """Scores of every arm's captions: BLEU by three definitions, CLIP's cosine, wins over nearest."""
-    from nsdcap.stats import bootstrap_ci
-
     entries = list(content["captions"].values())
     references = [entry["references"] for entry in entries]
     n, rows = len(entries), []
@@ -85,13 +84,13 @@ def caption_rows(subject: int, content: dict) -> list[dict]:
             if style == "sacrebleu":
                 each = partial(metrics.sentence_bleus, counts, 4)
                 chance = metrics.shuffled(partial(_mean_of, each), n, FEW_SHUFFLES, SEED)
-                numbers = bootstrap_ci(each(), BOOTSTRAPS, SEED)
+                numbers = _mean_interval(each())
                 definition = metrics.sentence_definition(counts, 4)
                 add(arm, "BLEU-4 sentence", definition, *numbers, *chance)
         # cosines with other pictures are not among the inputs unless the caption stage kept them
         chance = tuple(content.get("clip_chance", {}).get(arm, ()))
         definition = "cosine of the caption's and the shown picture's CLIP embeddings, mean"
-        add(arm, "CLIP cosine", definition, *bootstrap_ci(clip[arm], BOOTSTRAPS, SEED), *chance)
+        add(arm, "CLIP cosine", definition, *_mean_interval(clip[arm]), *chance)
         if arm != "nearest" and "nearest" in clip:
             share = metrics.wins(clip[arm], clip["nearest"])
             definition = (
@@ -107,8 +106,6 @@ def picture_rows(out: Path, subject: int, captioned: set[int]) -> list[dict]:
 
     Raises DataError when the pictures are not those that were captioned.
     """
-    from nsdcap.stats import bootstrap_ci
-
     path = artefact(out, Cell("reconstruct", subject))
     arms = ("caption", "direct", "coarse")
     keys = ("nsd_id", "shown", "clip_shown", *arms, *(f"clip_{arm}" for arm in arms))
@@ -135,7 +132,7 @@ def picture_rows(out: Path, subject: int, captioned: set[int]) -> list[dict]:
         mean_of = f", mean over {samples} samples" if samples > 1 else ""
         matched = partial(_shuffled_similarity, shown, clip[arm])
         chance = metrics.shuffled(matched, n, FEW_SHUFFLES, SEED)
-        numbers = bootstrap_ci(similarity[arm], BOOTSTRAPS, SEED)
+        numbers = _mean_interval(similarity[arm])
         add(
             arm, "CLIP similarity", f"cosine of CLIP picture embeddings{mean_of}", *numbers, *chance
         )
@@ -149,11 +146,11 @@ def picture_rows(out: Path, subject: int, captioned: set[int]) -> list[dict]:
                 ),
             ):
                 each = np.mean([getattr(one, name) for one in both], axis=0)
-                numbers = bootstrap_ci(each, BOOTSTRAPS, SEED)
+                numbers = _mean_interval(each)
                 definition = f"{note}, by Pearson r of CLIP embeddings{mean_of}"
                 add(arm, f"two-way {name.replace('_', ' ')}", definition, *numbers, 0.5)
         own, other = pixels[arm]
-        numbers = bootstrap_ci(own[np.isfinite(own)], BOOTSTRAPS, SEED)
+        numbers = _mean_interval(own[np.isfinite(own)])
         definition = f"Pearson r of pixels at {size} px{mean_of}; chance: other pictures' pairs"
         add(arm, "PixCorr", definition, *numbers, other)
     for first, second in (("caption", "direct"), ("caption", "coarse"), ("direct", "coarse")):
@@ -207,6 +204,12 @@ def _row(
     row: dict[str, Any] = dict(zip(names, numbers, strict=False))
     row |= {"subject": subject, "arm": arm, "metric": metric, "definition": definition, "n": n}
     return row
+
+
+def _mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval of values (n,)."""
+    mean, low, high = bootstrap_ci(values, BOOTSTRAPS, SEED)
+    return float(mean), float(low), float(high)
 
 
 def _mean_of(each: Callable[[np.ndarray], np.ndarray], permutation: np.ndarray) -> float:
