@@ -11,7 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from nsdcap.config import STREAMS, Config
+from nsdcap.config import PHASES, STREAMS, Config
 from nsdcap.errors import DataError
 from nsdcap.paths import Cell, artefact
 from nsdcap.stats import fdr
@@ -28,7 +28,6 @@ from nsdcap.tables import (
     write_table,
 )
 
-PHASES = ("early", "mid", "late")
 ROIS = (*STREAMS, "all")
 MAPS = ("r", "p_permutation", "p_gaussian", "alpha")
 JOINT_MAPS = (*MAPS, "ratio", "gain", "gain_low", "gain_high")

@@ -63,7 +63,7 @@ class Ridge:
 
     folds: int = 5
     group_folds: bool = True  # repeats of a picture never straddle a fold
-    alphas: tuple[float, ...] = tuple(float(f"{10 ** (k / 2):.4g}") for k in range(-6, 13))
+    alphas: tuple[float, ...] = tuple(float(f"{10 ** (2 * k / 3 - 5):.4g}") for k in range(16))
     absolute: bool = False
     block: int = 4096  # targets held in memory at once
 

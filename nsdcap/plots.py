@@ -128,11 +128,11 @@ def _captions(run: Run) -> Iterator[tuple[Any, Figure]]:
     header, rows, ids = caption_table(run)
     pictures = None if run.about["no_stimuli"] else _pictures(run, run.subjects[0], "shown", ids)
     columns = (["shown"] if pictures is not None else ["nsd_id"]) + header
-    widths = [0.9, *[1.5] * len(header)]
+    widths, height = [0.9, *[1.5] * len(header)], 0.5 if pictures is None else 1.0
     canvas, axes = plt.subplots(
         len(rows) + 1, len(columns), squeeze=False, layout="constrained",
-        figsize=(sum(widths), 1.0 * len(rows) + 0.5),
-        gridspec_kw={"width_ratios": widths, "height_ratios": [0.5, *[1.0] * len(rows)]},
+        figsize=(sum(widths), height * len(rows) + 0.5),
+        gridspec_kw={"width_ratios": widths, "height_ratios": [0.5, *[height] * len(rows)]},
     )  # fmt: skip
     for ax in axes.ravel():
         ax.set_axis_off()
@@ -149,7 +149,7 @@ def _captions(run: Run) -> Iterator[tuple[Any, Figure]]:
     yield canvas, Figure(
         "fig3_captions", 3,
         f"Captions written from brain activity, {len(ids)} of {n} test pictures. {FIRST} The last "
-        "column is what the captioner writes of the picture itself: it can do no better."
+        "column is what the captioner writes from the picture's own features."
         + (" Pictures are left out of this report." if pictures is None else ""),
         f"Table of captions for {len(ids)} pictures and {len(run.subjects)} subjects, repeated as "
         "text below the figure.",

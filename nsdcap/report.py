@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from nsdcap import __version__
-from nsdcap.config import STREAMS
+from nsdcap.config import PHASES, STREAMS
 from nsdcap.errors import DataError
 from nsdcap.paths import config_file
 from nsdcap.plots import caption_table, over_subjects
 from nsdcap.plots_cortex import Run, open_run
 
-PHASES = ("early", "mid", "late")
 HIGHER = ("ventral", "lateral", "parietal")
+# the made-up world's own captioner; real pictures must never pass for it, so nothing looser will do
+_MINIATURE = re.compile(r'^blip = ".*miniature/models/', re.MULTILINE)
 _PRIVATE = ("nsd_root", "annotations", "blip", "diffusion", "clip")  # settings that may be paths
 
 
@@ -47,7 +49,7 @@ def write(out: Path, target: Path, log: Callable[[str], object] = print) -> Path
         version=__version__,
         made=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         run=run.about,
-        miniature="miniature" in settings,
+        miniature=bool(_MINIATURE.search(settings)),
         results=results(run, scores),
         figures=_figures(target, json.loads(listing.read_text()), readings(run, scores)),
         captions={"header": header, "rows": list(zip(ids, rows, strict=True))},

@@ -16,13 +16,13 @@ equal ridge on the single trials. Factorisations are in float64. The array modul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from nsdcap.folds import Collapsed
+from nsdcap.folds import Collapsed, collapse, grouped_folds
 
 
 @dataclass(frozen=True)
@@ -30,31 +30,36 @@ class Basis:
     """One training set's factorisation, ready for any penalty.
 
     ``values`` (k,) eigenvalues, clamped at 0; ``into`` (k, n) from centred responses;
-    ``out`` (m, k) to predictions; ``scale`` mean eigenvalue of the trials' Gram matrix.
+    ``out`` (m, k) to predictions; ``scale`` mean eigenvalue of the trials' Gram matrix;
+    ``intercept`` whether means were taken off, and are to be taken off the responses.
     """
 
     values: Any
     into: Any
     out: Any
     scale: float
+    intercept: bool = True
 
 
 @dataclass(frozen=True)
 class Fit:
     """``predictions`` (m, t); ``alpha_index`` (t,) into the grid; ``cv_scores`` (n_alphas, t), R2
-    over the trials left out, mean over folds; ``ratio_index`` (t,) of a joint model, else zeros."""
+    over the trials left out, mean over folds; ``ratio_index`` (t,) of a joint model, else zeros;
+    ``weights`` (p, t) of the features where they were asked for."""
 
     predictions: np.ndarray
     alpha_index: np.ndarray
     cv_scores: np.ndarray
     ratio_index: np.ndarray
+    weights: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class DecodedBlock:
     """Targets start..stop: ``predictions`` (m, b), training ``y_mean`` (b,), ``alpha_index`` (b,),
     ``cv_scores`` (n_alphas, b); squared lengths of the targets, ``truth``, and of their
-    cross-validated predictions, ``predicted``, about the training mean: what a gain needs."""
+    cross-validated predictions, ``predicted``, about the training mean, per picture: what a gain
+    that restores length needs; ``gain_num`` and ``gain_den`` over trials: see ``pooled_gain``."""
 
     start: int
     stop: int
@@ -64,6 +69,8 @@ class DecodedBlock:
     cv_scores: np.ndarray
     truth: float
     predicted: float
+    gain_num: float
+    gain_den: float
 
 
 def array_module(array: Any) -> Any:
@@ -78,14 +85,14 @@ def array_module(array: Any) -> Any:
 # --- factorisations -----------------------------------------------------------------------------
 
 
-def primal_basis(features: Any, counts: Any, others: Any) -> Basis:
+def primal_basis(features: Any, counts: Any, others: Any, intercept: bool = True) -> Basis:
     """From features (n, p) of pictures shown ``counts`` (n,) times, for rows ``others`` (m, p).
 
     The Gram matrix is (p, p): for p < n. Memory: p^2 + (2 n + m) p float64.
     """
     xp = array_module(features)
     total = counts.sum()
-    mean = counts @ features / total  # (p,)
+    mean = counts @ features / total * intercept  # (p,)
     centred = features - mean
     weighted = centred * counts[:, None]
     gram = weighted.T @ centred  # (p, p)
@@ -95,17 +102,18 @@ def primal_basis(features: Any, counts: Any, others: Any) -> Basis:
         vectors.T @ weighted.T,
         (others - mean) @ vectors,
         float(xp.trace(gram) / total),
+        intercept,
     )
 
 
-def dual_basis(kernel: Any, counts: Any, others: Any) -> Basis:
+def dual_basis(kernel: Any, counts: Any, others: Any, intercept: bool = True) -> Basis:
     """From the uncentred kernel (n, n) of pictures shown ``counts`` times; ``others`` (m, n).
 
     For p >= n. Memory: 4 n^2 + m n float64.
     """
     xp = array_module(kernel)
     total = counts.sum()
-    centred, others = _centre(kernel, others, counts)
+    centred, others = _centre(kernel, others, counts) if intercept else (kernel, others)
     weight = xp.sqrt(counts)
     gram = centred * weight[:, None] * weight  # (n, n)
     values, vectors = xp.linalg.eigh(gram)
@@ -114,6 +122,7 @@ def dual_basis(kernel: Any, counts: Any, others: Any) -> Basis:
         vectors.T * weight,
         (others * weight) @ vectors,
         float(xp.trace(gram) / total),
+        intercept,
     )
 
 
@@ -130,35 +139,50 @@ def _centre(kernel: Any, others: Any, counts: Any) -> tuple[Any, Any]:
 
 
 def encode_primal(
-    features: Any,
-    data: Collapsed,
-    folds: Any,
-    alphas: Sequence[float],
-    test: Any,
-    block: int = 2048,
-) -> Fit:
+    features: Any, data: Collapsed, folds: Any, alphas: Sequence[float], test: Any,
+    block: int = 2048, *, intercept: bool = True, return_weights: bool = False,
+) -> Fit:  # fmt: skip
     """Ridge from features (n, p) of pictures to voxels (n, t), penalty by cross-validation.
 
     ``data`` holds the voxels' responses by picture, ``folds`` (n,) each picture's fold, ``alphas``
     multiples of the mean eigenvalue, ``test`` (m, p) features. Equal to ridge with intercept on the
-    single trials. Memory: the bases of all folds, and n x ``block`` responses a few times.
+    single trials. Memory: the bases of all folds, and n x ``block`` responses a few times; with
+    ``return_weights`` also (p, t) float64.
 
     Raises
     ------
     ValueError
         Shapes that disagree, numbers that are not finite, a penalty that is not above 0.
     """
-    _check_encode(features, (len(data.ids), features.shape[1]), data, folds, alphas, test)
-    return _encode([lambda train, left: primal_basis(features[train], data.counts[train],
-                    test if left is None else features[left])], data, folds, alphas, block)  # fmt: skip
+    _check_encode(features, data, folds, alphas, test)
+    m, p = test.shape
+    if return_weights:
+        # what the model says to nothing and to each feature alone: intercept, intercept + weight
+        xp = array_module(test)
+        test = xp.concatenate([test, xp.zeros((1, p)), xp.eye(p)])
+
+    def make(train: Any, left: Any) -> Basis:
+        others = test if left is None else features[left]
+        return primal_basis(features[train], data.counts[train], others, intercept)
+
+    fit = _encode([make], data, folds, alphas, block)
+    if not return_weights:
+        return fit
+    predictions = fit.predictions
+    weights = predictions[m + 1 :] - predictions[m]
+    return replace(fit, predictions=predictions[:m], weights=weights)
 
 
 def encode_dual(
-    kernel: Any, data: Collapsed, folds: Any, alphas: Sequence[float], test: Any, block: int = 2048
-) -> Fit:
-    """``encode_primal`` from the uncentred kernel (n, n) and ``test`` (m, n) in place of features."""
-    _check_encode(kernel, (len(data.ids),) * 2, data, folds, alphas, test)
-    return _encode([_kernel_maker(kernel, test, data)], data, folds, alphas, block)
+    kernel: Any, data: Collapsed, folds: Any, alphas: Sequence[float], test: Any,
+    block: int = 2048, *, intercept: bool = True,
+) -> Fit:  # fmt: skip
+    """``encode_primal`` from the uncentred kernel (n, n) and ``test`` (m, n) in place of features.
+
+    Memory: about 5 n^2 float64 beside the kernel, and n x ``block`` responses a few times.
+    """
+    _check_encode(kernel, data, folds, alphas, test, square=True)
+    return _encode([_kernel_maker(kernel, test, data, intercept)], data, folds, alphas, block)
 
 
 def encode_joint(
@@ -168,24 +192,41 @@ def encode_joint(
     """Ridge on two feature spaces, given as kernels, each scaled to unit trace over the trials.
 
     The second space weighs ``ratios`` times the first; ratio and penalty are chosen for each voxel by
-    cross-validation. ``kernels`` two (n, n), ``tests`` two (m, n), uncentred.
+    cross-validation. ``kernels`` two (n, n), ``tests`` two (m, n), uncentred. ``alphas`` are
+    multiples of the summed kernel's mean eigenvalue, as everywhere. Memory: that of ``encode_dual``.
+
+    Raises
+    ------
+    ValueError
+        As ``encode_primal``; other than two kernels; a ratio below 0; pictures that do not differ.
     """
+    if len(kernels) != 2 or len(tests) != 2:
+        raise ValueError(f"kernels {len(kernels)}, tests {len(tests)}: expected two of each")
     for kernel, test in zip(kernels, tests, strict=True):
-        _check_encode(kernel, (len(data.ids),) * 2, data, folds, alphas, test)
+        _check_encode(kernel, data, folds, alphas, test, square=True)
+    if len(ratios) == 0 or not (np.isfinite(ratios).all() and np.min(ratios) >= 0):
+        raise ValueError(f"ratios: found {ratios}, expected a list of finite numbers, none below 0")
     traces = [float((np.diag(_centre(k, k, data.counts)[0]) * data.counts).sum()) for k in kernels]
+    if min(traces) <= 0:
+        raise ValueError(
+            f"kernels of trace {traces} about the mean: expected above 0; leave out a feature space "
+            "that is the same for every picture"
+        )
     makers = []
     for ratio in ratios:
         one, two = 1 / traces[0], ratio / traces[1]
         kernel = one * kernels[0] + two * kernels[1]
         test = one * tests[0] + two * tests[1]
-        makers.append(_kernel_maker(kernel, test, data))
+        makers.append(_kernel_maker(kernel, test, data, True))
     return _encode(makers, data, folds, alphas, block)
 
 
-def _kernel_maker(kernel: Any, test: Any, data: Collapsed) -> Callable[[Any, Any], Basis]:
+def _kernel_maker(
+    kernel: Any, test: Any, data: Collapsed, intercept: bool
+) -> Callable[[Any, Any], Basis]:
     def make(train: Any, left: Any) -> Basis:
         others = test[:, train] if left is None else kernel[left][:, train]
-        return dual_basis(kernel[train][:, train], data.counts[train], others)
+        return dual_basis(kernel[train][:, train], data.counts[train], others, intercept)
 
     return make
 
@@ -195,7 +236,7 @@ def _encode(
     alphas: Sequence[float], block: int,
 ) -> Fit:  # fmt: skip
     """Choose among ``makers`` (feature spaces) and ``alphas`` for each voxel; refit; predict."""
-    grid = np.asarray(alphas, dtype=np.float64)
+    grid = alpha_grid(alphas)
     n_targets = data.mean.shape[1]
     best = np.full(n_targets, -np.inf)
     index, ratio = np.zeros(n_targets, dtype=int), np.zeros(n_targets, dtype=int)
@@ -215,25 +256,25 @@ def _encode(
         index = np.where(better, found.argmax(0), index)
         ratio = np.where(better, number, ratio)
         scores = np.where(better, found, scores)
-    predictions = None
+    predictions = np.empty((0, n_targets))
     for number in np.unique(ratio):
         basis = makers[number](everyone, None)
-        if predictions is None:
+        if len(predictions) == 0:
             predictions = np.empty((len(basis.out), n_targets))
         chosen = np.flatnonzero(ratio == number)
         for part in _blocks(len(chosen), block):
-            columns = chosen[part]
-            y = data.mean[:, columns]
-            mean = data.counts @ y / data.counts.sum()
-            penalty = basis.scale * grid[index[columns]]
-            predictions[:, columns] = _predict(basis, basis.into @ (y - mean), penalty) + mean
+            some = chosen[part]
+            y = data.mean[:, some]
+            mean = data.counts @ y / data.counts.sum() * basis.intercept
+            penalty = alpha_grid(grid[index[some]], basis.scale)
+            predictions[:, some] = _predict(basis, basis.into @ (y - mean), penalty) + mean
     return Fit(predictions, index, scores, ratio)
 
 
 def _fold_scores(basis: Basis, data: Collapsed, train, left, columns, grid) -> np.ndarray:
     """R2 (n_alphas, b) over the trials of the pictures left out."""
     counts, y = data.counts[train], data.mean[train, columns]
-    mean = counts @ y / counts.sum()
+    mean = counts @ y / counts.sum() * basis.intercept
     inner = basis.into @ (y - mean)  # (k, b)
     counts_left, truth = data.counts[left], data.mean[left, columns]
     own_mean = counts_left @ truth / counts_left.sum()
@@ -243,7 +284,7 @@ def _fold_scores(basis: Basis, data: Collapsed, train, left, columns, grid) -> n
         counts_left @ (truth - mean - _predict(basis, inner, basis.scale * alpha)) ** 2
         for alpha in grid
     ]
-    return 1 - (np.stack(errors) + within) / total
+    return 1 - (np.stack(errors) + within) / np.where(total > 0, total, 1)
 
 
 def _predict(basis: Basis, inner: Any, penalty: Any) -> Any:
@@ -281,6 +322,8 @@ def decode_bases(voxels: Any, picture: Any, test: Any, folds: Any, n_pictures: i
     ValueError
         Shapes that disagree, numbers that are not finite, fewer than two folds.
     """
+    if voxels.ndim != 2 or test.ndim != 2:
+        raise ValueError(f"voxels {voxels.shape}, test {test.shape}: expected (n, p) and (m, p)")
     n, p = voxels.shape
     for name, array, expected in (
         ("picture", picture, (n,)),
@@ -291,6 +334,10 @@ def decode_bases(voxels: Any, picture: Any, test: Any, folds: Any, n_pictures: i
             raise ValueError(
                 f"{name} is {array.shape}, expected {expected} beside voxels {voxels.shape}"
             )
+    if picture.min() < 0 or picture.max() >= n_pictures:
+        raise ValueError(
+            f"picture: found rows {picture.min()} to {picture.max()}, expected 0 to {n_pictures - 1}"
+        )
     for name, array in (("voxels", voxels), ("test", test)):
         if not np.isfinite(array).all():
             raise ValueError(
@@ -337,7 +384,7 @@ def decode_cv(
     ValueError
         Targets that are not finite or of another number of pictures, a penalty not above 0.
     """
-    grid = _check_alphas(alphas)
+    grid = alpha_grid(alphas)
     common: int | None = None
     if not per_target:
         scores = sum(
@@ -349,12 +396,12 @@ def decode_cv(
         y = _read(bases, read_targets, part)
         scores = _decode_scores(bases, y, grid, relative)  # (n_alphas, b)
         index = scores.argmax(0) if common is None else np.full(y.shape[1], common)
-        truth, length = _gain_sums(bases, y, grid[index], relative)
+        sums = _gain_sums(bases, y, grid[index], relative)
         mean = _weighted_mean(bases.counts, y)
         inner = bases.whole.into @ (y - mean)
         penalty = grid[index] * (bases.whole.scale if relative else 1.0)
         predicted = _predict(bases.whole, inner, penalty.astype(y.dtype)) + mean
-        yield DecodedBlock(part.start, part.stop, predicted, mean, index, scores, truth, length)
+        yield DecodedBlock(part.start, part.stop, predicted, mean, index, scores, *sums)
 
 
 def _read(bases: DecodeBases, read_targets: Callable[[int, int], Any], part: slice) -> Any:
@@ -386,22 +433,127 @@ def _decode_scores(bases: DecodeBases, y: Any, grid: Any, relative: bool) -> np.
     return found / len(bases.folds)
 
 
-def _gain_sums(bases: DecodeBases, y: Any, chosen: Any, relative: bool) -> tuple[float, float]:
-    """Squared lengths of the targets and of their cross-validated predictions, about the training
-    mean. Predictions of a picture's repeats are averaged first, as those of the test pictures are.
+def _gain_sums(bases: DecodeBases, y: Any, chosen: Any, relative: bool) -> np.ndarray:
+    """``truth``, ``predicted``, ``gain_num``, ``gain_den`` of a block, about the training mean.
+
+    For the first two, predictions of a picture's repeats are averaged, as those of the test pictures
+    are; the last two are over single trials.
     """
-    truth_sum = predicted_sum = 0.0
+    sums = np.zeros(4)
     for basis, counts, left in bases.folds:
         mean = _weighted_mean(counts, y)
         penalty = (chosen * (basis.scale if relative else 1.0)).astype(y.dtype)
         predicted = _predict(basis, basis.into @ (y - mean), penalty)
         pictures, member, repeats = np.unique(left, return_inverse=True, return_counts=True)
-        averaged = np.zeros((len(pictures), y.shape[1]), dtype=y.dtype)
-        np.add.at(averaged, member, predicted)
-        averaged /= repeats[:, None].astype(y.dtype)
-        truth_sum += float(((y[pictures] - mean) ** 2).sum(dtype=np.float64))
-        predicted_sum += float((averaged**2).sum(dtype=np.float64))
-    return truth_sum, predicted_sum
+        summed = np.zeros((len(pictures), y.shape[1]), dtype=y.dtype)
+        np.add.at(summed, member, predicted)
+        averaged = summed / repeats[:, None].astype(y.dtype)
+        truth = y[pictures] - mean
+        pairs = ((truth, truth), (averaged, averaged), (summed, truth), (predicted, predicted))
+        sums += [float((one * two).sum(dtype=np.float64)) for one, two in pairs]
+    return sums
+
+
+def pooled_gain(blocks: Iterable[DecodedBlock]) -> float:
+    """The factor g on predictions about the training mean of least squared error, over all blocks.
+
+    g = <p, y> / <p, p> of cross-validated predictions p and targets y of the single training trials:
+    argmin of sum ||(y - mean) - g (p - mean)||^2. Near 1 where penalties fit; it does not give
+    predictions the length of the truth (sqrt(truth / predicted) does). NaN where all p are the mean.
+    """
+    sums = np.sum([(block.gain_num, block.gain_den) for block in blocks], axis=0)
+    return float(sums[0] / sums[1]) if sums[1] > 0 else float("nan")
+
+
+# --- an estimator -------------------------------------------------------------------------------
+
+
+class RidgeCV:
+    """Ridge with a penalty for each target, chosen by cross-validation that keeps groups together.
+
+    In the manner of scikit-learn. ``alphas``: multiples of the mean eigenvalue of X's (centred) Gram
+    matrix; ``cv``: number of folds; ``seed`` of the shuffle of groups. After ``fit``: ``alpha_`` (t,)
+    chosen multiple, ``alpha_index_`` (t,), ``coef_`` (t, p), ``intercept_`` (t,), ``cv_scores_``
+    (n_alphas, t), R2 of the rows left out, mean over folds; without the axis of t for y (n,).
+    """
+
+    def __init__(
+        self,
+        alphas: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 100.0),
+        *,
+        cv: int = 5,
+        fit_intercept: bool = True,
+        seed: int = 0,
+        block: int = 2048,
+    ) -> None:
+        self.alphas = alphas
+        self.cv = cv
+        self.fit_intercept = fit_intercept
+        self.seed = seed
+        self.block = block
+
+    def fit(self, X: Any, y: Any, groups: Any = None) -> RidgeCV:
+        """Features X (n, p), responses y (n, t) or (n,), ``groups`` (n,) kept within one fold.
+
+        Rows of a group that are all the same are collapsed, which changes nothing but the time.
+        Memory: that of ``encode_primal`` or, for more features than rows, ``encode_dual``.
+
+        Raises
+        ------
+        ValueError
+            As ``encode_primal``; fewer groups than folds.
+        """
+        X, y = np.asarray(X, dtype=np.float64), np.asarray(y)
+        groups = np.arange(len(X)) if groups is None else np.asarray(groups)
+        if X.ndim != 2 or y.ndim not in (1, 2) or len(y) != len(X) or groups.shape != (len(X),):
+            raise ValueError(
+                f"X {X.shape}, y {y.shape}, groups {groups.shape}: expected (n, p), (n, t) or (n,), (n,)"
+            )
+        folds = grouped_folds(groups, self.cv, self.seed)
+        first, member = np.unique(groups, return_index=True, return_inverse=True)[1:]
+        if not np.array_equal(X[first][member], X):
+            first = member = np.arange(len(X))
+        data = collapse(y.reshape(len(y), -1), member, self.block)
+        rows, p = X[first], X.shape[1]
+        # what the model says to nothing and to each feature alone: intercept, intercept + weight
+        probe = np.concatenate([np.zeros((1, p)), np.eye(p)])
+        if p <= len(rows):
+            fit = encode_primal(rows, data, folds[first], self.alphas, probe, self.block,
+                                intercept=self.fit_intercept)  # fmt: skip
+        else:
+            fit = encode_dual(rows @ rows.T, data, folds[first], self.alphas, probe @ rows.T,
+                              self.block, intercept=self.fit_intercept)  # fmt: skip
+        only = 0 if y.ndim == 1 else slice(None)
+        self.intercept_ = fit.predictions[0][only]
+        self.coef_ = (fit.predictions[1:] - fit.predictions[0]).T[only]
+        self.alpha_index_ = fit.alpha_index[only]
+        self.alpha_ = np.asarray(self.alphas, dtype=np.float64)[self.alpha_index_]
+        self.cv_scores_ = fit.cv_scores[:, only]
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Responses (m, t) or (m,) to features X (m, p)."""
+        return np.asarray(X) @ self.coef_.T + self.intercept_
+
+    def score(self, X: Any, y: Any) -> float:
+        """R2, mean over targets."""
+        y = np.asarray(y)
+        error = ((y - self.predict(X)) ** 2).sum(0)
+        return float(np.mean(1 - error / ((y - y.mean(0)) ** 2).sum(0)))
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The settings, as scikit-learn's ``clone`` asks for them."""
+        return {name: getattr(self, name) for name in self._SETTINGS}
+
+    def set_params(self, **settings: Any) -> RidgeCV:
+        """Change settings; an unknown one is a ValueError."""
+        for name, value in settings.items():
+            if name not in self._SETTINGS:
+                raise ValueError(f"{name}: expected one of {', '.join(self._SETTINGS)}")
+            setattr(self, name, value)
+        return self
+
+    _SETTINGS = ("alphas", "cv", "fit_intercept", "seed", "block")
 
 
 # --- common -------------------------------------------------------------------------------------
@@ -417,29 +569,41 @@ def _blocks(n: int, size: int) -> Iterator[slice]:
         yield slice(start, min(n, start + size))
 
 
-def _check_alphas(alphas: Sequence[float]) -> np.ndarray:
-    grid = np.asarray(alphas, dtype=np.float64)
-    if grid.ndim != 1 or len(grid) == 0 or not (grid > 0).all():
-        raise ValueError(f"alphas: found {alphas}, expected a list of numbers above 0")
-    return grid
+def alpha_grid(multiples: Sequence[float] | np.ndarray, eigen_mean: float = 1.0) -> np.ndarray:
+    """Penalties (n_alphas,) float64 from multiples of the mean eigenvalue of the trials' Gram matrix.
+
+    ``eigen_mean`` is trace(Gram) / n_trials, the Gram matrix that of the training trials about their
+    mean: a picture shown c times counts c times, so collapsing repeats leaves it as it is. It is taken
+    anew in every fold. By itself, the grid checked.
+
+    Raises
+    ------
+    ValueError
+        Not a list of finite numbers above 0.
+    """
+    grid = np.asarray(multiples, dtype=np.float64)
+    if grid.ndim != 1 or len(grid) == 0 or not ((grid > 0) & np.isfinite(grid)).all():
+        raise ValueError(f"alphas: found {multiples}, expected a list of finite numbers above 0")
+    return grid * eigen_mean
 
 
 def _check_encode(
-    x: Any, shape: tuple, data: Collapsed, folds: Any, alphas: Any, test: Any
+    x: Any, data: Collapsed, folds: Any, alphas: Any, test: Any, square: bool = False
 ) -> None:
-    _check_alphas(alphas)
-    if x.shape != shape:
-        raise ValueError(
-            f"features or kernel {x.shape}: expected {shape} for {len(data.ids)} pictures"
-        )
+    alpha_grid(alphas)
+    n, name = len(data.ids), "kernel" if square else "features"
+    if x.ndim != 2 or len(x) != n or (square and x.shape[1] != n):
+        expected = f"({n}, {n if square else 'p'})"
+        raise ValueError(f"{name} {x.shape}: expected {expected} for {n} pictures")
     if test.ndim != 2 or test.shape[1] != x.shape[1]:
-        raise ValueError(f"test {test.shape}: expected (m, {x.shape[1]}) beside {x.shape}")
-    if np.shape(folds) != (len(data.ids),) or len(np.unique(folds)) < 2:
+        raise ValueError(f"test {test.shape}: expected (m, {x.shape[1]}) beside {name} {x.shape}")
+    if np.shape(folds) != (n,) or len(np.unique(folds)) < 2:
         raise ValueError(
-            f"folds {np.shape(folds)}: expected a fold for each of {len(data.ids)} pictures, two at least"
+            f"folds {np.shape(folds)}, {len(np.unique(folds))} of them: expected a fold for each of "
+            f"{n} pictures, two at least"
         )
-    for name, array in (("features or kernel", x), ("test", test)):
+    for label, array in ((name, x), ("test", test)):
         if not np.isfinite(array).all():
             raise ValueError(
-                f"{name} {array.shape}: numbers that are not finite; leave such columns out"
+                f"{label} {array.shape}: numbers that are not finite; leave such columns out"
             )

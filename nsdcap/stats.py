@@ -134,14 +134,19 @@ def gain_r2(
     """R2(joint) - R2(single) over test pictures, with a 95 % bootstrap interval, (t,) each.
 
     joint, single, measured (n, t). Pictures are resampled; the variance of ``measured`` is taken in
-    each resample. Memory: (n_boot, 2048) float64 a few times.
+    each resample. NaN where ``measured`` is constant. Memory: (n_boot, 2048) float64 a few times.
     """
+    if not joint.shape == single.shape == measured.shape or measured.ndim != 2:
+        raise ValueError(
+            f"joint {joint.shape}, single {single.shape}, measured {measured.shape}: expected one "
+            "shape (n, t)"
+        )
     n, t = measured.shape
     weights = resamples(n, n_boot, seed)
     found = np.full((3, t), np.nan)
     for columns in _blocks(t):
         y = measured[:, columns].astype(np.float64)
-        y = y - y.mean(0)
+        y = np.where(y.max(0) == y.min(0), np.nan, y - y.mean(0))
         saved = (single[:, columns] - measured[:, columns]).astype(np.float64) ** 2
         saved -= (joint[:, columns] - measured[:, columns]).astype(np.float64) ** 2
         with np.errstate(divide="ignore", invalid="ignore"):

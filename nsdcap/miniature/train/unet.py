@@ -38,7 +38,7 @@ def make_scheduler() -> DDIMScheduler:
 
 
 def main() -> None:
-    opts = options("unet", 8000)
+    opts = options("unet", 4600)
     out = opts.out / "diffusion"
     log = Log(out / "unet" / "train.log")
     vae = AutoencoderKL.from_pretrained(out / "vae").float().eval()
