@@ -24,7 +24,8 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     Arms: ``brain`` from z_v decoded from activity; ``brain_gain`` the same with decode.gain = "cv";
     ``picture`` from the picture's own z_v, the captioner's best; ``nearest`` the first human caption
     of the training picture whose z_v correlates most with the decoded one, which train and test
-    pictures that resemble each other flatter. ``clip`` is each caption's cosine with the shown picture.
+    pictures that resemble each other flatter. ``clip`` is each caption's cosine with the shown picture,
+    ``clip_chance`` the mean and sd of its mean over shuffled pictures.
 
     Memory: the test pictures' z_v three times and ``ridge.block`` of their targets.
     """
@@ -45,12 +46,15 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     captions["nearest"] = [human[int(i)][0] for i in nearest_ids]
     clip = Clip(config.models)
     shown = clip.pictures(nsd.pictures(ids))
-    cosines = {arm: (clip.texts(captions[arm]) * shown).sum(1) for arm in ARMS}
+    # [caption, picture] of each arm; its diagonal is the score, its shuffles are chance
+    similar = {arm: clip.texts(captions[arm]) @ shown.T for arm in ARMS}
+    cosines = {arm: np.diag(similar[arm]) for arm in ARMS}
     write_json(
         target,
         {
             "subject": cell.subject,
             "arms": list(ARMS),
+            "clip_chance": {arm: shuffled_mean(similar[arm], config.seed) for arm in ARMS},
             "captions": {
                 str(i): {
                     **{arm: captions[arm][row] for arm in ARMS},
@@ -61,6 +65,13 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
             },
         },
     )
+
+
+def shuffled_mean(similar: np.ndarray, seed: int, n_shuffles: int = 1000) -> tuple[float, float]:
+    """Mean and sd over shuffles of the pictures of the mean cosine; similar (n captions, n pictures)."""
+    rng, rows = np.random.default_rng(seed), np.arange(len(similar))
+    means = [similar[rows, rng.permutation(rows)].mean() for _ in range(n_shuffles)]
+    return float(np.mean(means)), float(np.std(means))
 
 
 def nearest_rows(decoded: np.ndarray, training: h5py.Dataset, block: int) -> np.ndarray:

@@ -54,7 +54,7 @@ def estimate(cell: Cell, ledger: Ledger) -> str:
         return f"{voxels:,} voxels, {size:.2g} GB read, {2 * size:.2g} GB written"
     if cell.stage == "decode":
         small, folds, alphas = min(trials, voxels), config.ridge.folds, len(config.ridge.alphas)
-        flops = 2 * (folds + 1) * trials * small * voxels
+        flops = 2.0 * (folds + 1) * trials * small * voxels
         flops += 2 * targets * (folds + 1) * (pictures * small + alphas * trials / folds * small)
         return f"{trials:,} trials x {voxels:,} voxels -> {targets:,} targets, {flops / 1e12:.2g} TFLOP"
     if cell.stage == "caption":
@@ -65,7 +65,7 @@ def estimate(cell: Cell, ledger: Ledger) -> str:
         passes = 2 * 2 * tests * settings.samples * steps
         return f"{2 * tests * settings.samples:,} pictures, {passes:,} passes of the UNet"
     folds, alphas = config.ridge.folds + 1, len(config.ridge.alphas)
-    flops = folds * (10 * pictures**3 + 2 * alphas * pictures**2 * voxels / folds)
+    flops = 1.0 * folds * (10 * pictures**3 + 2 * alphas * pictures**2 * voxels / folds)
     flops *= 1 if cell.layer is None else 1 + 3 * len(config.encode.ratios)
     return f"{pictures:,} pictures x {voxels:,} voxels, {flops / 1e12:.2g} TFLOP"
 

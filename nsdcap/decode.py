@@ -94,8 +94,9 @@ def read_latent(out: Path, subject: int | None, name: str, config: Config, gain:
 
     ``gain`` "cv" multiplies predictions about the training mean by one factor, which gives the
     cross-validated predictions of the training pictures the length of the truth: ridge shrinks them
-    towards the mean, and the captioner knows no such latents. "none" leaves them; by default the setting decides. Without ``decode.intercept`` the training
-    mean is taken off again, as the released code's predictions lack it.
+    towards the mean, and the captioner knows no such latents. "none" leaves them; by default the
+    setting decides. Without ``decode.intercept`` the training mean is taken off again, as the released
+    code's predictions lack it.
     Returns (n_test, *axes of the latent) float32.
     """
     with h5py.File(artefact(out, Cell("decode", subject)), "r") as file:

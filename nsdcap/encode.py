@@ -45,7 +45,7 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
         if cell.layer is None:
             _solve_z_v(cell.subject, responses, config, out, file.create_group("z_v"))
             cls = [z_v_cls(out, subject, ids) for subject, ids in _both(cell.subject, responses)]
-            _solve_primal(cls[0], cls[1], responses, config, file.create_group("z_v_cls"))
+            solve_features(cls[0], cls[1], responses, config, file.create_group("z_v_cls"))
             return
         single = _solve_z_v(cell.subject, responses, config, out, None)
         kernel_v = z_v_kernel(cell.subject, responses, config, out)
@@ -54,7 +54,7 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
                 read_z_b(out, subject, ids, cell.layer, phase)
                 for subject, ids in _both(cell.subject, responses)
             )
-            _solve_primal(z_b, z_b_test, responses, config, file.create_group(f"z_B_{name}"))
+            solve_features(z_b, z_b_test, responses, config, file.create_group(f"z_B_{name}"))
             kernel_b = (z_b @ z_b.T, z_b_test @ z_b.T)
             _solve_joint(
                 kernel_v, kernel_b, single, responses, config, file.create_group(f"joint_{name}")
@@ -65,7 +65,7 @@ def read_responses(subject: int | None, config: Config, out: Path) -> Responses:
     """A subject's prepared betas with the repeats of each training picture collapsed exactly."""
     with h5py.File(artefact(out, Cell("prepare", subject)), "r") as file:
         trial_ids = file["nsd_id_train"][:]
-        data = collapse(file["betas_train"][:], trial_ids)
+        data = collapse(file["betas_train"], trial_ids)  # read by blocks of voxels
         test, test_ids = file["betas_test"][:], file["nsd_id_test"][:]
     first = np.unique(trial_ids, return_index=True)[1]
     folds = grouped_folds(trial_ids, config.ridge.folds, config.seed)[first]
@@ -127,10 +127,10 @@ def _solve_z_v(
     return fit.predictions
 
 
-def _solve_primal(
+def solve_features(
     features: np.ndarray, test: np.ndarray, responses: Responses, config: Config, group: h5py.Group
 ) -> None:
-    """A model from few features (n, p) and its maps."""
+    """A model from few features (n, p), ``test`` (n_test, p) for the test pictures, and its maps."""
     fit = ridge.encode_primal(features, responses.data, responses.folds, config.ridge.alphas, test,
                               config.encode.block)  # fmt: skip
     _write_maps(group, fit, responses, config)

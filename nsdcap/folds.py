@@ -46,7 +46,7 @@ def grouped_folds(groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
 
 
 def collapse(responses: np.ndarray, groups: np.ndarray, block: int = 2048) -> Collapsed:
-    """Collapse trials (n_trials, t) of the same group; exact, in float64.
+    """Collapse trials (n_trials, t), an array or an HDF5 dataset, of the same group; exact, float64.
 
     Memory: two arrays (n_groups, t) float64 and one block of the trials.
 
@@ -55,7 +55,7 @@ def collapse(responses: np.ndarray, groups: np.ndarray, block: int = 2048) -> Co
     ValueError
         Shapes that disagree, or numbers that are not finite.
     """
-    if responses.ndim != 2 or len(responses) != len(groups):
+    if len(responses.shape) != 2 or len(responses) != len(groups):
         raise ValueError(
             f"responses {responses.shape} and groups {np.shape(groups)}: expected (n_trials, t), (n_trials,)"
         )

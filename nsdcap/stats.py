@@ -100,6 +100,8 @@ def noise_ceiling(ncsnr: np.ndarray, repeats: np.ndarray) -> np.ndarray:
 
     ``ncsnr`` (t,), ``repeats`` (n_pictures,) of the test pictures. Its square root is the highest r.
     """
+    if np.size(repeats) == 0 or np.min(repeats) < 1:
+        raise ValueError(f"repeats {np.shape(repeats)}: expected pictures shown at least once each")
     snr = np.asarray(ncsnr, dtype=np.float64) ** 2
     return snr / (snr + np.mean(1 / np.asarray(repeats, dtype=np.float64)))
 

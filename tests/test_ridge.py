@@ -1,271 +1,452 @@
-"""Ridge against scikit-learn and himalaya on the single trials, and what it refuses."""
+"""Ridge against scikit-learn and himalaya on single trials, gains against planted shrinkage."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from sklearn.model_selection import PredefinedSplit
 
-from nsdcap import ridge
-from nsdcap.folds import collapse, grouped_folds
+from nsdcap.folds import Collapsed, collapse, grouped_folds
+from nsdcap.ridge import (
+    RidgeCV,
+    alpha_grid,
+    decode_bases,
+    decode_cv,
+    edge_share,
+    encode_dual,
+    encode_joint,
+    encode_primal,
+    pooled_gain,
+)
 
-ALPHAS = (1e-3, 0.1, 3.0, 100.0)
+ALPHAS = [1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0]
+RATIOS = [0.1, 1.0, 10.0]
+N_TARGETS = 7
+REPEATS = pytest.mark.parametrize("repeats", [True, False], ids=["repeats", "single"])
+FEATURES = pytest.mark.parametrize("p", [15, 120], ids=["p<n", "p>n"])
 
 
-def world(n_pictures=60, p=20, t=7, seed=0, repeats=3, noise=2.0):
-    """Features of pictures, trials with 1 to ``repeats`` repeats in random order, a linear truth."""
+@dataclass(frozen=True)
+class World:
+    """Pictures' features x (n, p), trials' pictures and responses, folds, test features (m, p)."""
+
+    x: np.ndarray
+    picture: np.ndarray
+    y: np.ndarray  # (n_trials, N_TARGETS)
+    folds: np.ndarray  # (n_trials,)
+    test: np.ndarray
+
+    @property
+    def data(self) -> Collapsed:
+        return collapse(self.y, self.picture)
+
+    @property
+    def picture_folds(self) -> np.ndarray:
+        return self.folds[np.unique(self.picture, return_index=True)[1]]
+
+
+def world(p: int, repeats: bool, seed: int = 0) -> World:
     rng = np.random.default_rng(seed)
-    features = rng.standard_normal((n_pictures, p)) + rng.standard_normal(p)
-    counts = rng.integers(1, repeats + 1, n_pictures)
-    picture = rng.permutation(np.repeat(np.arange(n_pictures), counts))
-    weights = rng.standard_normal((p, t)) / np.sqrt(p)
-    trials = features[picture] @ weights + noise * rng.standard_normal((len(picture), t)) + 5
-    return rng, features, picture, trials
+    n = 60
+    x = rng.normal(size=(n, p)) * np.linspace(2, 0.1, p) + rng.normal(size=p)
+    picture = rng.permutation(np.repeat(np.arange(n), rng.integers(1, 4, n) if repeats else 1))
+    noise = np.geomspace(0.1, 20, N_TARGETS)  # so that targets want different penalties
+    y = x[picture] @ rng.normal(size=(p, N_TARGETS)) + 3
+    y += rng.normal(size=y.shape) * noise * y.std(0)
+    return World(x, picture, y, grouped_folds(picture, 4, seed), rng.normal(size=(9, p)))
 
 
-def reference(x, y, folds, alphas, x_test):
-    """scikit-learn on the single trials: CV scores of each penalty, and predictions of the refits."""
-    scores = []
-    for multiple in alphas:
-        per_fold = []
-        for fold in np.unique(folds):
-            train, left = folds != fold, folds == fold
-            model = Ridge(multiple * mean_eigenvalue(x[train]), solver="svd").fit(
-                x[train], y[train]
-            )
-            error = ((y[left] - model.predict(x[left])) ** 2).sum(0)
-            per_fold.append(1 - error / ((y[left] - y[left].mean(0)) ** 2).sum(0))
-        scores.append(np.mean(per_fold, 0))
-    predictions = [
-        Ridge(multiple * mean_eigenvalue(x), solver="svd").fit(x, y).predict(x_test)
-        for multiple in alphas
-    ]
-    return np.array(scores), np.array(predictions)
+def trial_scores(x, y, folds, alphas, absolute=False) -> np.ndarray:
+    """CV scores (n_alphas, t) by scikit-learn's Ridge, alpha by alpha, on single trials."""
+    scores = np.zeros((len(alphas), y.shape[1]))
+    for train, left in (splits := list(PredefinedSplit(folds).split())):
+        for row, alpha in enumerate(alphas):
+            model = sklearn_ridge(x[train], y[train], alpha, absolute)
+            scores[row] += r2_score(y[left], model.predict(x[left]), multioutput="raw_values")
+    return scores / len(splits)
 
 
-def mean_eigenvalue(x):
-    """Of the trials' centred Gram matrix (n_trials, n_trials), by its definition."""
-    centred = x - x.mean(0)
-    return np.linalg.eigvalsh(centred @ centred.T).mean()
+def sklearn_ridge(x, y, alpha, absolute=False, intercept=True) -> Ridge:
+    """Ridge on trials; alpha, a number or one a target, as multiples of the mean eigenvalue."""
+    centred = x - x.mean(0) if intercept else x
+    scale = 1.0 if absolute else (centred**2).sum() / len(x)
+    return Ridge(alpha=np.asarray(alpha) * scale, fit_intercept=intercept, solver="svd").fit(x, y)
 
 
-def chosen(predictions, index):
-    return np.take_along_axis(predictions, index[None, None], 0)[0]
-
-
-@pytest.mark.parametrize("p", [20, 150])
-@pytest.mark.parametrize("repeats", [1, 3])
-@pytest.mark.parametrize("solver", ["primal", "dual"])
-def test_encoding_equals_sklearn_on_the_trials(p, repeats, solver):
-    rng, features, picture, trials = world(p=p, repeats=repeats)
-    test = rng.standard_normal((11, p))
-    trial_folds = grouped_folds(picture, 5, 1)
-    data = collapse(trials, picture)
-    folds = trial_folds[np.unique(picture, return_index=True)[1]]
-    if solver == "primal":
-        fit = ridge.encode_primal(features, data, folds, ALPHAS, test, block=3)
-    else:
-        fit = ridge.encode_dual(
-            features @ features.T, data, folds, ALPHAS, test @ features.T, block=3
-        )
-    scores, predictions = reference(features[picture], trials, trial_folds, ALPHAS, test)
+def check_fit(fit, w: World, x: np.ndarray, test: np.ndarray) -> None:
+    """A fit against the explicit loop over trials of features x[w.picture]."""
+    trials = x[w.picture]
+    scores = trial_scores(trials, w.y, w.folds, ALPHAS)
     np.testing.assert_allclose(fit.cv_scores, scores, rtol=1e-6, atol=1e-8)
     np.testing.assert_array_equal(fit.alpha_index, scores.argmax(0))
-    np.testing.assert_allclose(fit.predictions, chosen(predictions, fit.alpha_index), rtol=1e-6)
+    model = sklearn_ridge(trials, w.y, np.array(ALPHAS)[fit.alpha_index])
+    np.testing.assert_allclose(fit.predictions, model.predict(test), rtol=1e-6)
 
 
-def test_joint_of_one_ratio_equals_the_scaled_features_side_by_side():
-    rng, features, picture, trials = world(p=30)
-    spaces = (features[:, :20], features[:, 20:] * 50)
-    test = rng.standard_normal((9, 30))
-    tests = (test[:, :20], test[:, 20:] * 50)
-    data = collapse(trials, picture)
-    trial_folds = grouped_folds(picture, 4, 2)
-    folds = trial_folds[np.unique(picture, return_index=True)[1]]
-    kernels = [x @ x.T for x in spaces]
-    test_kernels = [x @ y.T for x, y in zip(tests, spaces, strict=True)]
-    for ratio in (0.1, 4.0):
-        fit = ridge.encode_joint(kernels, data, folds, ALPHAS, [ratio], test_kernels)
-        scales = [np.sqrt(r / ((x[picture] - x[picture].mean(0)) ** 2).sum())
-                  for x, r in zip(spaces, (1, ratio), strict=True)]  # fmt: skip
-        side = np.hstack([x * s for x, s in zip(spaces, scales, strict=True)])
-        side_test = np.hstack([x * s for x, s in zip(tests, scales, strict=True)])
-        scores, predictions = reference(side[picture], trials, trial_folds, ALPHAS, side_test)
-        np.testing.assert_allclose(fit.cv_scores, scores, rtol=1e-6, atol=1e-8)
-        np.testing.assert_allclose(fit.predictions, chosen(predictions, fit.alpha_index), rtol=1e-6)
+# --- encoding -----------------------------------------------------------------------------------
 
 
-def test_joint_gives_each_voxel_the_space_that_drives_it():
-    rng, features, picture, _ = world(n_pictures=300, p=60, seed=3)
-    spaces = (features[:, :30], features[:, 30:])
-    drive = [space[picture] @ rng.standard_normal((30, 25)) for space in spaces]
-    trials = np.hstack(drive) + 3 * rng.standard_normal((len(picture), 50))
-    data, trial_folds = collapse(trials, picture), grouped_folds(picture, 5, 0)
-    folds = trial_folds[np.unique(picture, return_index=True)[1]]
-    kernels = [x @ x.T for x in spaces]
-    ratios = (0.01, 1.0, 100.0)
-    fit = ridge.encode_joint(kernels, data, folds, ALPHAS, ratios, kernels)
-    assert (fit.ratio_index[:25] == 0).mean() > 0.9
-    assert (fit.ratio_index[25:] == 2).mean() > 0.9
+@REPEATS
+@FEATURES
+def test_primal_equals_sklearn_on_trials(p: int, repeats: bool) -> None:
+    w = world(p, repeats)
+    fit = encode_primal(w.x, w.data, w.picture_folds, ALPHAS, w.test, block=3, return_weights=True)
+    check_fit(fit, w, w.x, w.test)
+    assert len(np.unique(fit.alpha_index)) > 1
+    model = sklearn_ridge(w.x[w.picture], w.y, np.array(ALPHAS)[fit.alpha_index])
+    assert fit.weights is not None
+    np.testing.assert_allclose(fit.weights.T, model.coef_, rtol=1e-6, atol=1e-9)
+    assert fit.predictions.shape == (len(w.test), N_TARGETS)
 
 
-@pytest.mark.parametrize("p", [15, 400])
-@pytest.mark.parametrize("per_target", [True, False])
-@pytest.mark.parametrize("relative", [True, False])
-def test_decoding_equals_sklearn_on_the_trials(p, per_target, relative):
-    rng, latents, picture, trials = world(n_pictures=50, p=13, t=p, seed=4)
-    test = rng.standard_normal((8, p))
-    folds = grouped_folds(picture, 5, 0)
-    bases = ridge.decode_bases(trials, picture, test, folds, 50)
-    blocks = list(
-        ridge.decode_cv(bases, lambda a, b: latents[:, a:b], 13, ALPHAS, block=4, per_target=per_target,
-                        relative=relative)
+@REPEATS
+@FEATURES
+def test_dual_equals_sklearn_on_trials(p: int, repeats: bool) -> None:
+    w = world(p, repeats)
+    fit = encode_dual(w.x @ w.x.T, w.data, w.picture_folds, ALPHAS, w.test @ w.x.T, block=3)
+    check_fit(fit, w, w.x, w.test)
+
+
+def joint_features(w: World, other: np.ndarray, ratio: float) -> list[float]:
+    """Factors of both spaces: unit trace over the trials about their mean, the second by ratio."""
+    traces = [(((x := space[w.picture]) - x.mean(0)) ** 2).sum() for space in (w.x, other)]
+    return [traces[0] ** -0.5, (ratio / traces[1]) ** 0.5]
+
+
+@REPEATS
+def test_joint_equals_sklearn_on_scaled_features(repeats: bool) -> None:
+    w, other = world(90, repeats), world(20, repeats, seed=1)
+    kernels = [v.x @ v.x.T for v in (w, other)]
+    tests = [v.test @ v.x.T for v in (w, other)]
+    fit = encode_joint(kernels, w.data, w.picture_folds, ALPHAS, RATIOS, tests, block=3)
+    scores, models = [], []
+    for ratio in RATIOS:
+        one, two = joint_features(w, other.x, ratio)
+        x = np.hstack([one * w.x, two * other.x])
+        scores.append(trial_scores(x[w.picture], w.y, w.folds, ALPHAS))
+        models.append((x, np.hstack([one * w.test, two * other.test])))
+    best = np.stack(scores).max(1)  # (n_ratios, t)
+    np.testing.assert_array_equal(fit.ratio_index, best.argmax(0))
+    assert len(np.unique(fit.ratio_index)) > 1
+    for target, ratio in enumerate(fit.ratio_index):
+        np.testing.assert_allclose(fit.cv_scores[:, target], scores[ratio][:, target], rtol=1e-6)
+        assert fit.alpha_index[target] == scores[ratio][:, target].argmax()
+        x, test = models[ratio]
+        alpha = ALPHAS[fit.alpha_index[target]]
+        expected = sklearn_ridge(x[w.picture], w.y[:, target], alpha).predict(test)
+        np.testing.assert_allclose(fit.predictions[:, target], expected, rtol=1e-6)
+
+
+def test_joint_of_one_ratio_is_dual_on_the_summed_kernel() -> None:
+    w, other = world(90, True), world(20, True, seed=1)
+    one, two = np.square(joint_features(w, other.x, 0.3))
+    kernels, tests = [w.x @ w.x.T, other.x @ other.x.T], [w.test @ w.x.T, other.test @ other.x.T]
+    joint = encode_joint(kernels, w.data, w.picture_folds, ALPHAS, [0.3], tests)
+    dual = encode_dual(
+        one * kernels[0] + two * kernels[1], w.data, w.picture_folds, ALPHAS,
+        one * tests[0] + two * tests[1],
     )  # fmt: skip
-    assert [(b.start, b.stop) for b in blocks] == [(0, 4), (4, 8), (8, 12), (12, 13)]
-    index = np.concatenate([b.alpha_index for b in blocks])
-    got = np.hstack([b.predictions for b in blocks])
-    scores = np.hstack([b.cv_scores for b in blocks])
-    y = latents[picture]
-    if relative:
-        expected, predictions = reference(trials, y, folds, ALPHAS, test)
-    else:
-        expected, predictions = absolute_reference(trials, y, folds, test)
-    np.testing.assert_allclose(scores, expected, rtol=1e-6, atol=1e-8)
-    best = expected.argmax(0) if per_target else np.full(13, expected.sum(1).argmax())
-    np.testing.assert_array_equal(index, best)
-    np.testing.assert_allclose(got, chosen(predictions, best), rtol=1e-6)
-    np.testing.assert_allclose(np.concatenate([b.y_mean for b in blocks]), y.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(joint.predictions, dual.predictions, rtol=1e-9)
+    np.testing.assert_allclose(joint.cv_scores, dual.cv_scores, rtol=1e-9)
 
 
-def absolute_reference(x, y, folds, x_test):
-    scores = []
-    for alpha in ALPHAS:
-        found = []
-        for fold in np.unique(folds):
-            model = Ridge(alpha, solver="svd").fit(x[folds != fold], y[folds != fold])
-            left = y[folds == fold]
-            error = ((left - model.predict(x[folds == fold])) ** 2).sum(0)
-            found.append(1 - error / ((left - left.mean(0)) ** 2).sum(0))
-        scores.append(np.mean(found, 0))
-    predictions = [Ridge(a, solver="svd").fit(x, y).predict(x_test) for a in ALPHAS]
-    return np.array(scores), np.array(predictions)
-
-
-def test_decoding_in_float32_stays_within_1e_4():
-    rng, latents, picture, trials = world(n_pictures=80, p=5, t=60, seed=5)
-    test = rng.standard_normal((8, 60))
-    folds = grouped_folds(picture, 5, 0)
-
-    def predict(dtype):
-        bases = ridge.decode_bases(trials.astype(dtype), picture, test.astype(dtype), folds, 80)
-        solved = ridge.decode_cv(bases, lambda a, b: latents[:, a:b].astype(dtype), 5, (0.3,))
-        return next(iter(solved)).predictions
-
-    np.testing.assert_allclose(predict(np.float32), predict(np.float64), rtol=1e-4, atol=1e-4)
-
-
-def test_gain_gives_averaged_predictions_the_length_of_the_truth():
-    _, latents, picture, trials = world(n_pictures=90, p=6, t=40, seed=6, noise=4.0)
-    folds = grouped_folds(picture, 5, 0)
-    bases = ridge.decode_bases(trials, picture, trials[:5], folds, 90)
-    blocks = list(ridge.decode_cv(bases, lambda a, b: latents[:, a:b], 6, (0.5,), block=4))
-    truth = length = 0.0
-    x, y = trials, latents[picture]
-    for fold in range(5):
-        train = folds != fold
-        model = Ridge(0.5 * mean_eigenvalue(x[train]), solver="svd").fit(x[train], y[train])
-        for one in np.unique(picture[~train]):
-            mean = y[train].mean(0)
-            averaged = model.predict(x[picture == one]).mean(0) - mean
-            truth += ((latents[one] - mean) ** 2).sum()
-            length += (averaged**2).sum()
-    assert sum(b.truth for b in blocks) == pytest.approx(truth, rel=1e-6)
-    assert sum(b.predicted for b in blocks) == pytest.approx(length, rel=1e-6)
-    assert truth > 1.5 * length  # ridge shrinks
-
-
-def test_encoding_equals_himalaya():
-    from himalaya.ridge import RidgeCV
-    from sklearn.model_selection import PredefinedSplit
-
-    rng, features, picture, trials = world(n_pictures=80, p=12, t=5, seed=7)
-    centred = features - features[picture].mean(0)
-    y = trials - trials.mean(0)
-    trial_folds = grouped_folds(picture, 4, 0)
-    # one absolute penalty grid for both: himalaya does not scale, so the folds' scales must agree
-    data = collapse(y, picture)
-    folds = trial_folds[np.unique(picture, return_index=True)[1]]
-    scale = mean_eigenvalue(centred[picture])
-    fit = ridge.encode_primal(centred, data, folds, ALPHAS, centred)
-    theirs = RidgeCV(
-        alphas=np.array(ALPHAS) * scale, cv=PredefinedSplit(trial_folds), fit_intercept=True
-    ).fit(centred[picture], y)
-    for target in range(5):
-        model = Ridge(scale * ALPHAS[fit.alpha_index[target]]).fit(centred[picture], y[:, target])
-        np.testing.assert_allclose(fit.predictions[:, target], model.predict(centred), rtol=1e-6)
-    same = np.isclose(np.array(ALPHAS)[fit.alpha_index] * scale, theirs.best_alphas_)
-    assert same.mean() >= 0.8
-    np.testing.assert_allclose(
-        fit.predictions[:, same], theirs.predict(centred)[:, same], rtol=1e-5, atol=1e-6
+def test_ill_conditioned_features_keep_their_digits() -> None:
+    rng = np.random.default_rng(0)
+    left, right = (
+        np.linalg.qr(rng.normal(size=(200, 40)))[0],
+        np.linalg.qr(rng.normal(size=(40, 40)))[0],
     )
+    x = left * np.geomspace(1, 1e-3, 40) @ right  # condition 1e6 of the Gram matrix
+    y = x @ rng.normal(size=(40, 3)) + 1e-3 * rng.normal(size=(200, 3))
+    data, folds = collapse(y, np.arange(200)), grouped_folds(np.arange(200), 4, 0)
+    for alpha in (1e-7, 1e-5, 1e-3):
+        expected = sklearn_ridge(x, y, alpha).predict(x[:20])
+        for fit in (
+            encode_primal(x, data, folds, [alpha], x[:20]),
+            encode_dual(x @ x.T, data, folds, [alpha], x[:20] @ x.T),
+        ):
+            assert np.abs(fit.predictions - expected).max() < 1e-6 * np.abs(expected).max()
 
 
-def test_folds_never_split_a_picture_and_are_balanced():
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        picture = rng.permutation(np.repeat(np.arange(100, 187), rng.integers(1, 4, 87)))
-        folds = grouped_folds(picture, 5, seed)
-        for one in np.unique(picture):
-            assert len(set(folds[picture == one])) == 1
-        sizes = np.bincount(folds, minlength=5)
-        assert sizes.max() - sizes.min() <= 3
-        np.testing.assert_array_equal(folds, grouped_folds(picture, 5, seed))
-    assert not np.array_equal(grouped_folds(picture, 5, 0), grouped_folds(picture, 5, 1))
+def test_a_constant_voxel_spoils_no_other_and_warns_of_nothing() -> None:
+    w = world(15, True)
+    with_constant = w.y.copy()
+    with_constant[:, 2] = 1.5
+    data = collapse(with_constant, w.picture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = encode_primal(w.x, data, w.picture_folds, ALPHAS, w.test)
+    np.testing.assert_allclose(fit.predictions[:, 2], 1.5, rtol=1e-6)
+    others = np.arange(N_TARGETS) != 2
+    check = encode_primal(w.x, w.data, w.picture_folds, ALPHAS, w.test)
+    np.testing.assert_allclose(fit.cv_scores[:, others], check.cv_scores[:, others], rtol=1e-9)
 
 
-def test_collapse_keeps_sums_of_squares():
-    _, _, picture, trials = world(seed=8)
-    data = collapse(trials, picture, block=3)
-    for row, one in enumerate(data.ids):
-        mine = trials[picture == one]
-        np.testing.assert_allclose(data.mean[row], mine.mean(0))
-        np.testing.assert_allclose(data.within[row], ((mine - mine.mean(0)) ** 2).sum(0), atol=1e-9)
-    assert data.counts.sum() == len(trials)
+# --- decoding -----------------------------------------------------------------------------------
 
 
-def test_edge_share():
-    assert ridge.edge_share(np.array([0, 1, 2, 3, 3]), 4) == pytest.approx(0.6)
+def decode(w: World, voxels, test, alphas=ALPHAS, latents=None, block=3, **options):
+    """Blocks of decoding w's pictures' features, as latents, from voxels of trials."""
+    latents = w.x if latents is None else latents
+    bases = decode_bases(voxels, w.picture, test, w.folds, len(latents))
+    read = lambda start, stop: latents[:, start:stop]  # noqa: E731
+    return list(decode_cv(bases, read, latents.shape[1], alphas, block=block, **options))
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"alphas": (-1.0,)}, "above 0"),
-        ({"alphas": ()}, "above 0"),
-        ({"folds": np.zeros(60, int)}, "two at least"),
-        ({"folds": np.zeros(59, int)}, "60 pictures"),
-        ({"test": np.zeros((3, 19))}, r"expected \(m, 20\)"),
-        ({"features": np.full((60, 20), np.nan)}, "not finite"),
-        ({"features": np.zeros((59, 20))}, r"expected \(60, 20\)"),
-    ],
-)
-def test_bad_input_names_what_and_shapes(change, words):
-    _, features, picture, trials = world()
-    given = {"features": features, "data": collapse(trials, picture), "alphas": ALPHAS,
-             "folds": np.arange(60) % 5, "test": features}  # fmt: skip
-    with pytest.raises(ValueError, match=words):
-        ridge.encode_primal(**{**given, **change})
+def voxels_of(w: World, p: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(5)
+    weights = rng.normal(size=(w.x.shape[1], p))
+    noise = 5 * rng.normal(size=(len(w.picture), p))
+    return w.x[w.picture] @ weights + noise + 1, w.test @ weights + 1
 
 
-def test_bad_trials_are_refused():
-    _, latents, picture, trials = world()
-    folds = grouped_folds(picture, 5, 0)
-    with pytest.raises(ValueError, match="at least"):
-        grouped_folds(np.array([1, 1, 2, 2]), 3, 0)
-    with pytest.raises(ValueError, match="column 2 is not finite"):
-        bad = trials.copy()
-        bad[4, 2] = np.nan
-        collapse(bad, picture)
-    with pytest.raises(ValueError, match="picture is"):
-        ridge.decode_bases(trials, picture[:-1], trials, folds, 60)
-    bases = ridge.decode_bases(trials, picture, trials[:3], folds, 60)
-    with pytest.raises(ValueError, match="targets 0 to 20"):
-        list(ridge.decode_cv(bases, lambda a, b: latents[:-1, a:b], 20, ALPHAS))
+def joined(blocks, name: str) -> np.ndarray:
+    return np.concatenate([getattr(block, name) for block in blocks], axis=-1)
+
+
+@REPEATS
+@pytest.mark.parametrize("p", [30, 200], ids=["primal", "dual"])
+@pytest.mark.parametrize("per_target", [True, False], ids=["per_target", "common"])
+def test_decode_equals_sklearn_on_trials(p: int, repeats: bool, per_target: bool) -> None:
+    w = world(7, repeats)
+    voxels, test = voxels_of(w, p)
+    blocks = decode(w, voxels, test, per_target=per_target)
+    y = w.x[w.picture]
+    scores = trial_scores(voxels, y, w.folds, ALPHAS)
+    index = scores.argmax(0) if per_target else np.full(y.shape[1], scores.mean(1).argmax())
+    assert [(block.start, block.stop) for block in blocks] == [(0, 3), (3, 6), (6, 7)]
+    np.testing.assert_allclose(joined(blocks, "cv_scores"), scores, rtol=1e-6, atol=1e-8)
+    np.testing.assert_array_equal(joined(blocks, "alpha_index"), index)
+    np.testing.assert_allclose(joined(blocks, "y_mean"), y.mean(0))
+    expected = sklearn_ridge(voxels, y, np.array(ALPHAS)[index]).predict(test)
+    np.testing.assert_allclose(joined(blocks, "predictions"), expected, rtol=1e-6)
+
+
+def test_decode_in_float32_stays_near_float64() -> None:
+    w = world(7, True)
+    voxels, test = (a.astype("f4") for a in voxels_of(w, 200))
+    latents = w.x.astype("f4")
+    blocks = decode(w, voxels, test, latents=latents)
+    predictions = joined(blocks, "predictions")
+    assert predictions.dtype == np.float32
+    alphas = np.array(ALPHAS)[joined(blocks, "alpha_index")]
+    model = sklearn_ridge(voxels.astype("f8"), latents[w.picture].astype("f8"), alphas)
+    expected = model.predict(test.astype("f8"))
+    assert np.abs(predictions - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("per_target", [True, False], ids=["per_target", "common"])
+def test_decode_equals_himalaya(per_target: bool) -> None:
+    from himalaya.ridge import RidgeCV as Himalaya
+    from himalaya.scoring import r2_score as himalaya_r2
+
+    w = world(7, True)
+    voxels, test = voxels_of(w, 30)
+    alphas = [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]
+    blocks = decode(w, voxels, test, alphas=alphas, per_target=per_target, relative=False)
+    model = Himalaya(
+        alphas, fit_intercept=True, cv=PredefinedSplit(w.folds),
+        solver_params={"local_alpha": per_target, "score_func": himalaya_r2},
+    ).fit(voxels, w.x[w.picture])  # fmt: skip
+    np.testing.assert_allclose(np.array(alphas)[joined(blocks, "alpha_index")], model.best_alphas_)
+    np.testing.assert_allclose(joined(blocks, "predictions"), model.predict(test), rtol=1e-6)
+
+
+def test_decode_reads_each_target_once_a_pass() -> None:
+    w = world(7, True)
+    voxels, test = voxels_of(w, 30)
+    bases = decode_bases(voxels, w.picture, test, w.folds, len(w.x))
+    for per_target, passes in ((True, 1), (False, 2)):
+        reads: list[int] = []
+
+        def read(start: int, stop: int, reads: list[int] = reads) -> np.ndarray:
+            reads.extend(range(start, stop))
+            return w.x[:, start:stop]
+
+        list(decode_cv(bases, read, 7, ALPHAS, block=3, per_target=per_target))
+        assert reads == list(range(7)) * passes
+
+
+def test_gain_sums_equal_an_explicit_loop() -> None:
+    w = world(7, True)
+    voxels, test = voxels_of(w, 30)
+    blocks = decode(w, voxels, test)
+    y, alphas = w.x[w.picture], np.array(ALPHAS)[joined(blocks, "alpha_index")]
+    num = den = truth = averaged = 0.0
+    for train, left in PredefinedSplit(w.folds).split():
+        mean = y[train].mean(0)
+        p = sklearn_ridge(voxels[train], y[train], alphas).predict(voxels[left]) - mean
+        num, den = num + (p * (y[left] - mean)).sum(), den + (p**2).sum()
+        for picture in np.unique(w.picture[left]):
+            truth += ((w.x[picture] - mean) ** 2).sum()
+            averaged += (p[w.picture[left] == picture].mean(0) ** 2).sum()
+    np.testing.assert_allclose(pooled_gain(blocks), num / den, rtol=1e-6)
+    np.testing.assert_allclose(sum(block.truth for block in blocks), truth, rtol=1e-6)
+    np.testing.assert_allclose(sum(block.predicted for block in blocks), averaged, rtol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_gain_undoes_a_planted_shrinkage(noise: float) -> None:
+    # white voxels: all eigenvalues are n_train, so a penalty of n_train halves every prediction
+    rng = np.random.default_rng(2)
+    n, p = 4000, 4
+    voxels = rng.normal(size=(n, p))
+    latents = voxels @ rng.normal(size=(p, 6)) + noise * rng.normal(size=(n, 6))
+    w = World(latents, np.arange(n), latents, grouped_folds(np.arange(n), 4, 0), voxels)
+    blocks = decode(w, voxels, voxels[:50], alphas=[0.75 * n], relative=False)
+    assert pooled_gain(blocks) == pytest.approx(2, rel=0.03)
+
+
+# --- the estimator ------------------------------------------------------------------------------
+
+
+@REPEATS
+@FEATURES
+@pytest.mark.parametrize("intercept", [True, False], ids=["intercept", "through0"])
+def test_estimator_equals_sklearn(p: int, repeats: bool, intercept: bool) -> None:
+    w = world(p, repeats)
+    x = w.x[w.picture]
+    if repeats:  # rows of a group need not agree: then nothing may be collapsed
+        x = x + (np.random.default_rng(9).normal(size=x.shape) if p == 120 else 0)
+    model = RidgeCV(ALPHAS, cv=4, fit_intercept=intercept, seed=0).fit(x, w.y, w.picture)
+    reference = sklearn_ridge(x, w.y, model.alpha_, intercept=intercept)
+    np.testing.assert_allclose(model.coef_, reference.coef_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(model.intercept_, reference.intercept_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(model.predict(w.test), reference.predict(w.test), rtol=1e-6)
+    assert model.score(x, w.y) == pytest.approx(reference.score(x, w.y))
+    if intercept:
+        np.testing.assert_allclose(
+            model.cv_scores_, trial_scores(x, w.y, w.folds, ALPHAS), rtol=1e-6
+        )
+
+
+def test_estimator_of_one_target_and_its_settings() -> None:
+    w = world(15, False)
+    model = clone(RidgeCV(ALPHAS)).set_params(cv=4).fit(w.x[w.picture], w.y[:, 0])
+    assert (model.coef_.shape, np.shape(model.intercept_)) == ((15,), ())
+    assert model.predict(w.test).shape == (len(w.test),)
+    assert model.alpha_ in ALPHAS
+    with pytest.raises(ValueError, match="folds"):
+        RidgeCV().set_params(folds=3)
+
+
+# --- folds, grid, input -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_grouped_folds_are_balanced_and_never_split_a_picture(seed: int) -> None:
+    groups = np.random.default_rng(seed).integers(0, 40, 200)
+    folds = grouped_folds(groups, 5, seed)
+    assert all(len(np.unique(folds[groups == group])) == 1 for group in groups)
+    sizes = np.bincount(folds, minlength=5)
+    assert sizes.max() - sizes.min() <= np.bincount(groups).max()
+    np.testing.assert_array_equal(folds, grouped_folds(groups, 5, seed))
+
+
+def test_grouped_folds_follow_the_seed() -> None:
+    assert (grouped_folds(np.arange(50), 5, 0) != grouped_folds(np.arange(50), 5, 1)).any()
+
+
+def test_collapse_keeps_means_and_sums_of_squares() -> None:
+    w = world(15, True)
+    groups = w.picture * 7 + 3  # ids need be neither 0 to n - 1 nor in order
+    data = collapse(w.y.astype("f4"), groups, block=2)
+    np.testing.assert_array_equal(data.ids, np.unique(groups))
+    for row, group in enumerate(data.ids):
+        own = w.y[groups == group].astype("f4").astype("f8")
+        assert data.counts[row] == len(own)
+        np.testing.assert_allclose(data.mean[row], own.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(data.within[row], own.var(0) * len(own), rtol=1e-9, atol=1e-12)
+
+
+def test_grid_and_its_edges() -> None:
+    np.testing.assert_allclose(alpha_grid([0.1, 1], 4.0), [0.4, 4.0])
+    assert edge_share(np.array([0, 1, 2, 3, 3]), 4) == pytest.approx(0.6)
+
+
+def test_cupy_is_not_imported_for_numpy_arrays() -> None:
+    w = world(15, False)
+    encode_primal(w.x, w.data, w.picture_folds, ALPHAS, w.test)
+    assert "cupy" not in sys.modules
+
+
+BAD = [
+    ("x", lambda w: replace(w, x=np.where(w.x == w.x[0, 0], np.nan, w.x)), "not finite"),
+    ("y", lambda w: replace(w, y=np.where(w.y == w.y[0, 0], np.nan, w.y)), "not finite"),
+    ("rows", lambda w: replace(w, x=w.x[:-1]), "expected"),
+    ("test", lambda w: replace(w, test=w.test[:, :-1]), "test"),
+    ("fold", lambda w: replace(w, folds=w.folds * 0), "folds"),
+]
+
+
+@pytest.mark.parametrize(("change", "match"), [case[1:] for case in BAD], ids=[c[0] for c in BAD])
+def test_encoding_refuses_bad_input(change, match: str) -> None:
+    w = change(world(15, True))
+    with pytest.raises(ValueError, match=match):
+        encode_primal(w.x, w.data, w.picture_folds, ALPHAS, w.test)
+    kernel = w.x @ w.x.T
+    kernel_test = w.test @ w.x.T if w.test.shape[1] == w.x.shape[1] else w.test
+    with pytest.raises(ValueError, match=match):
+        encode_dual(kernel, w.data, w.picture_folds, ALPHAS, kernel_test)
+
+
+@pytest.mark.parametrize("alphas", [[], [1.0, -1.0], [0.0], [np.nan], [np.inf], 1.0])
+def test_penalties_must_be_finite_and_above_0(alphas) -> None:
+    w = world(15, True)
+    with pytest.raises(ValueError, match="alphas"):
+        encode_primal(w.x, w.data, w.picture_folds, alphas, w.test)
+    with pytest.raises(ValueError, match="alphas"):
+        decode(w, *voxels_of(w, 30), alphas=alphas)
+
+
+def test_joint_refuses_bad_input() -> None:
+    w = world(15, True)
+    kernel, test = w.x @ w.x.T, w.test @ w.x.T
+    for kernels, ratios, match in (
+        ([kernel], [1.0], "two of each"),
+        ([kernel, kernel], [-1.0], "ratios"),
+        ([kernel, kernel], [], "ratios"),
+        ([kernel, 0 * kernel], [1.0], "above 0"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            encode_joint(kernels, w.data, w.picture_folds, ALPHAS, ratios, [test] * len(kernels))
+
+
+def test_decoding_refuses_bad_input() -> None:
+    w = world(7, True)
+    voxels, test = voxels_of(w, 30)
+    holed = np.where(voxels == voxels[0, 0], np.nan, voxels)
+    for arguments, match in (
+        ((holed, w.picture, test, w.folds, 60), "not finite"),
+        ((voxels, w.picture[1:], test, w.folds, 60), "picture"),
+        ((voxels, w.picture, test[:, 1:], w.folds, 60), "test"),
+        ((voxels[0], w.picture, test, w.folds, 60), "voxels"),
+        ((voxels, w.picture, test, 0 * w.folds, 60), "folds"),
+        ((voxels, w.picture - 1, test, w.folds, 60), "rows -1"),
+        ((voxels, w.picture, test, w.folds, 59), "expected 0 to 58"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            decode_bases(*arguments)
+    for latents in (w.x[:-1], np.where(w.x == w.x[0, 0], np.nan, w.x)):
+        bases = decode_bases(voxels, w.picture, test, w.folds, 60)
+        with pytest.raises(ValueError, match="targets 0 to 3"):
+            list(decode_cv(bases, lambda a, b, y=latents: y[:, a:b], 7, ALPHAS, block=3))
+
+
+def test_folds_and_estimator_refuse_bad_input() -> None:
+    w = world(15, True)
+    with pytest.raises(ValueError, match="2 pictures"):
+        grouped_folds(np.array([1, 1, 2, 2, 2]), 3, 0)
+    with pytest.raises(ValueError, match="fewer folds"):
+        RidgeCV(cv=3).fit(w.x[:4], w.y[:4], np.array([0, 0, 1, 1]))
+    with pytest.raises(ValueError, match="expected"):
+        RidgeCV().fit(w.x[:4], w.y[:3])
+    with pytest.raises(ValueError, match="expected"):
+        collapse(w.y, w.picture[1:])

@@ -1,138 +1,263 @@
-"""Statistics against SciPy, statsmodels, explicit loops and planted truths."""
+"""Statistics against scipy and statsmodels, explicit loops, and planted truths."""
+
+from __future__ import annotations
+
+import warnings
 
 import numpy as np
 import pytest
 import scipy.stats
-from statsmodels.stats.multitest import fdrcorrection
+from sklearn.metrics import r2_score
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from nsdcap import stats
+from nsdcap.stats import (
+    binomial_ci,
+    bootstrap_ci,
+    fdr,
+    gain_r2,
+    noise_ceiling,
+    null_orders,
+    p_gaussian,
+    p_permutation,
+    pearson,
+    resamples,
+)
 
 
-def pairs(n=40, t=30, seed=0, signal=0.5):
+def columns(n: int, t: int, seed: int = 0, effect: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and measured (n, t), independent but for ``effect`` of the first on the second."""
     rng = np.random.default_rng(seed)
-    a = rng.standard_normal((n, t))
-    return a, signal * a + rng.standard_normal((n, t)) + 3
+    predicted = rng.normal(size=(n, t))
+    return predicted, effect * predicted + rng.normal(size=(n, t))
 
 
-def test_pearson_and_its_gaussian_p_equal_scipy():
-    a, b = pairs(t=5000)
-    r = stats.pearson(a, b)
-    p = stats.p_gaussian(r, len(a))
-    for column in (0, 1, 4999):
-        theirs = scipy.stats.pearsonr(a[:, column], b[:, column], alternative="greater")
-        assert r[column] == pytest.approx(theirs.statistic, abs=1e-12)
-        assert p[column] == pytest.approx(theirs.pvalue, rel=1e-9)
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks of voxels in every test."""
+    monkeypatch.setattr(stats, "BLOCK", 64)
 
 
-def test_constant_columns_are_nan_and_stay_out_of_the_family():
-    a, b = pairs()
-    a[:, 3] = 0.1
-    r = stats.pearson(a, b)
-    p, fwe = stats.p_permutation(a, b, 200, 0)
-    for values in (r, p, fwe, stats.p_gaussian(r, len(a))):
-        assert np.flatnonzero(np.isnan(values)).tolist() == [3]
-    kept = np.arange(30) != 3
-    alone, alone_fwe = stats.p_permutation(a[:, kept], b[:, kept], 200, 0)
-    np.testing.assert_array_equal(p[kept], alone)
-    np.testing.assert_array_equal(fwe[kept], alone_fwe)
+# --- correlation and its nulls ------------------------------------------------------------------
 
 
-def test_permutation_counts_equal_a_plain_loop_over_the_same_nulls():
-    a, b = pairs(n=23, t=9, signal=0.3)
-    orders = stats.null_orders(23, 60, 5)
-    assert orders.shape == (3, 23)
-    nulls = []
-    for order in orders:
-        for shift in range(1, 23):
-            nulls.append(stats.pearson(a[order], b[np.roll(order, shift)]))
-    nulls, r = np.array(nulls), stats.pearson(a, b)
-    p, fwe = stats.p_permutation(a, b, 60, 5)
-    np.testing.assert_allclose(p, (1 + (nulls >= r).sum(0)) / (1 + len(nulls)))
-    expected = [(1 + (nulls.max(1) >= one).sum()) / (1 + len(nulls)) for one in r]
-    np.testing.assert_allclose(fwe, expected)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_pearson_equals_scipy(dtype: str) -> None:
+    a, b = (x.astype(dtype) + 100 for x in columns(30, 150, effect=0.5))
+    expected = [
+        scipy.stats.pearsonr(x.astype("f8"), y.astype("f8"))[0]
+        for x, y in zip(a.T, b.T, strict=True)
+    ]
+    np.testing.assert_allclose(pearson(a, b), expected, atol=1e-10)
 
 
-def test_permutation_p_is_uniform_under_the_null_and_finds_what_is_planted():
+def test_constant_columns_are_nan_without_a_warning() -> None:
+    a, b = columns(30, 5)
+    a[:, 1], b[:, 3] = 0.1, 7.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        r = pearson(a, b)
+        p, p_fwe = p_permutation(a, b, 100, 0)
+        both = p_gaussian(r, 30)
+    for values in (r, p, p_fwe, both):
+        np.testing.assert_array_equal(np.isnan(values), [False, True, False, True, False])
+
+
+def test_p_gaussian_equals_scipy() -> None:
+    a, b = columns(12, 100, effect=0.3)
+    pairs = zip(a.T, b.T, strict=True)
+    expected = [scipy.stats.pearsonr(x, y, alternative="greater").pvalue for x, y in pairs]
+    np.testing.assert_allclose(p_gaussian(pearson(a, b), 12), expected, rtol=1e-8)
+    np.testing.assert_array_equal(p_gaussian(np.array([1.0, -1.0, 0.0]), 12), [0, 1, 0.5])
+
+
+@pytest.mark.parametrize(("n", "n_nulls"), [(20, 30), (21, 60), (3, 4)])
+def test_permutation_counts_equal_a_loop_over_the_same_nulls(n: int, n_nulls: int) -> None:
+    a, b = columns(n, 70, effect=0.3)
+    p, p_fwe = p_permutation(a, b, n_nulls, seed=4)
+    observed = pearson(a, b)
+    null = np.array([
+        pearson(a[order], np.roll(b[order], shift, axis=0))
+        for order in null_orders(n, n_nulls, seed=4)
+        for shift in range(1, n)
+    ])  # fmt: skip
+    assert n_nulls <= len(null) < n_nulls + n - 1
+    counts = (null >= observed - 1e-10).sum(0)
+    np.testing.assert_array_equal(np.rint(p * (1 + len(null))) - 1, counts)
+    above = (null.max(1)[:, None] >= observed - 1e-10).sum(0)
+    np.testing.assert_array_equal(np.rint(p_fwe * (1 + len(null))) - 1, above)
+
+
+def test_orders_are_permutations_of_the_seed_alone() -> None:
+    orders = null_orders(50, 100, 1)
+    assert orders.shape == (3, 50)
+    np.testing.assert_array_equal(np.sort(orders, axis=1), np.tile(np.arange(50), (3, 1)))
+    np.testing.assert_array_equal(orders, null_orders(50, 100, 1))
+    assert (orders != null_orders(50, 100, 2)).any()
+
+
+def test_a_voxel_has_the_same_p_whatever_voxels_are_beside_it() -> None:
+    a, b = columns(40, 100, effect=0.2)
+    whole, _ = p_permutation(a, b, 200, 0)
+    part, _ = p_permutation(a[:, 90:], b[:, 90:], 200, 0)
+    np.testing.assert_array_equal(whole[90:], part)
+
+
+def test_constant_columns_stay_out_of_the_maximum() -> None:
+    a, b = columns(40, 20, effect=0.3)
+    spoilt = np.hstack([a, np.zeros((40, 1))]), np.hstack([b, b[:, :1]])
+    np.testing.assert_array_equal(
+        p_permutation(*spoilt, 200, 0)[1][:-1], p_permutation(a, b, 200, 0)[1]
+    )
+
+
+@pytest.mark.parametrize("tails", ["gaussian", "heavy"])
+def test_permutation_p_is_uniform_under_the_null(tails: str) -> None:
+    rng = np.random.default_rng(0)
+    draw = rng.standard_normal if tails == "gaussian" else lambda size: rng.standard_t(3, size)
+    p, _ = p_permutation(draw((60, 2000)), draw((60, 2000)), 1000, 0)
+    assert scipy.stats.kstest(p, "uniform").pvalue > 0.01
+
+
+def test_family_wise_error_is_held_with_correlated_voxels() -> None:
+    n_sets, found = 500, 0
+    for seed in range(n_sets):
+        a, b = columns(30, 20, seed)
+        b += b[:, :1]  # voxels share noise
+        found += p_permutation(a, b, 200, seed)[1].min() <= 0.05
+    low, high = scipy.stats.binom.interval(0.998, n_sets, 0.05)
+    assert low <= found <= high
+
+
+def test_a_planted_effect_is_found() -> None:
+    a, b = columns(100, 200)
+    b[:, :20] += 0.8 * a[:, :20]
+    p, p_fwe = p_permutation(a, b, 1000, 0)
+    assert (p_fwe[:20] <= 0.05).mean() > 0.95
+    assert fdr(p)[0][:20].all()
+    assert (p >= 1 / 1090).all()
+    assert (p_fwe >= p).all()
+
+
+# --- false discoveries --------------------------------------------------------------------------
+
+
+def test_fdr_equals_statsmodels_and_leaves_nan_out() -> None:
+    rng = np.random.default_rng(0)
+    p = np.concatenate([rng.uniform(size=200), rng.uniform(size=30) * 1e-3])
+    p[::7] = np.nan
+    known = np.isfinite(p)
+    for alpha in (0.05, 0.2):
+        significant, q = fdr(p, alpha)
+        reject, expected, *_ = multipletests(p[known], alpha, "fdr_bh")
+        np.testing.assert_array_equal(significant[known], reject)
+        np.testing.assert_allclose(q[known], expected)
+        assert not significant[~known].any()
+        assert np.isnan(q[~known]).all()
+
+
+def test_fdr_of_nothing_known() -> None:
+    significant, q = fdr(np.full(3, np.nan))
+    assert significant.dtype == bool
+    assert not significant.any()
+    assert np.isnan(q).all()
+
+
+# --- ceiling, intervals, gain -------------------------------------------------------------------
+
+
+def test_noise_ceiling_is_the_highest_r2_of_a_simulated_voxel() -> None:
+    rng = np.random.default_rng(0)
+    repeats = rng.integers(1, 4, 100_000)
+    ncsnr = np.array([0.2, 0.5, 1.5])
+    signal = rng.normal(size=(len(repeats), 3)) * ncsnr
+    measured = signal + rng.normal(size=signal.shape) / np.sqrt(repeats)[:, None]
+    np.testing.assert_allclose(
+        np.sqrt(noise_ceiling(ncsnr, repeats)), pearson(signal, measured), atol=0.01
+    )
+
+
+def test_bootstrap_equals_scipy_and_keeps_axes() -> None:
+    values = np.random.default_rng(0).exponential(size=(300, 2, 3))
+    mean, low, high = bootstrap_ci(values, 5000, 0, level=0.9)
+    np.testing.assert_allclose(mean, values.mean(0))
+    expected = scipy.stats.bootstrap(
+        (values,), np.mean, axis=0, n_resamples=5000, confidence_level=0.9, method="percentile",
+        vectorized=True, batch=100, rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    np.testing.assert_allclose(low, expected.low, atol=0.01)
+    np.testing.assert_allclose(high, expected.high, atol=0.01)
+
+
+def test_bootstrap_covers_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(100, 1000)) + 2  # each column an experiment of 100 pictures
+    _, low, high = bootstrap_ci(values, 1000, 0)
+    assert 0.91 < ((low <= 2) & (high >= 2)).mean() < 0.97
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (7, 10), (600, 600), (451, 600)])
+def test_binomial_interval_equals_statsmodels(k: int, n: int) -> None:
+    np.testing.assert_allclose(
+        binomial_ci(k, n), proportion_confint(k, n, method="beta"), atol=1e-9
+    )
+
+
+def gain_case(t: int = 70) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(size=(2, 80, t))
+    return one + two, one, one + two + rng.normal(size=(80, t)) + 3
+
+
+def test_gain_equals_explicit_resampling() -> None:
+    joint, single, measured = gain_case()
+    gain, low, high = gain_r2(joint, single, measured, 50, seed=3)
+
+    def difference(weights: np.ndarray | None) -> np.ndarray:
+        options = {"sample_weight": weights, "multioutput": "raw_values"}
+        return r2_score(measured, joint, **options) - r2_score(measured, single, **options)
+
+    np.testing.assert_allclose(gain, difference(None), rtol=1e-8)
+    resampled = [difference(weights) for weights in resamples(80, 50, 3)]
+    np.testing.assert_allclose(
+        [low, high], np.quantile(resampled, [0.025, 0.975], axis=0), rtol=1e-8
+    )
+
+
+def test_gain_recovers_what_was_planted() -> None:
     rng = np.random.default_rng(1)
-    a, b = rng.standard_normal((100, 3000)), rng.standard_t(3, (100, 3000))
-    p, _ = stats.p_permutation(a, b, 999, 0)
-    assert scipy.stats.kstest(p, "uniform").pvalue > 0.001
-    assert 0.03 < (p < 0.05).mean() < 0.07
-    p, fwe = stats.p_permutation(a, a + b, 999, 0)
-    assert (p < 0.01).mean() > 0.95
-    assert (fwe >= p).all()
+    one, two, noise = rng.normal(size=(3, 3000, 40))
+    gain, low, high = gain_r2(one + two, one, one + two + noise, 300, 0)
+    np.testing.assert_allclose(gain.mean(), 1 / 3, atol=0.01)
+    assert ((low <= 1 / 3) & (high >= 1 / 3)).mean() > 0.8
+    assert (low > 0).all()
 
 
-def test_family_wise_error_holds_with_correlated_voxels():
-    rng = np.random.default_rng(2)
-    wrong = 0
-    for run in range(200):
-        shared = rng.standard_normal((40, 1))
-        a, b = rng.standard_normal((40, 30)), rng.standard_normal((40, 30)) + 2 * shared
-        wrong += (stats.p_permutation(a, b, 300, run)[1] < 0.05).any()
-    assert scipy.stats.binomtest(wrong, 200, 0.05).pvalue > 0.001
+def test_gain_of_a_constant_voxel_is_nan_and_the_others_stay() -> None:
+    joint, single, measured = gain_case()
+    expected = gain_r2(joint, single, measured, 20, 0)
+    measured[:, 5] = 1.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = gain_r2(joint, single, measured, 20, 0)
+    assert np.isnan([values[5] for values in found]).all()
+    np.testing.assert_allclose(np.delete(found, 5, 1), np.delete(expected, 5, 1))
 
 
-def test_the_same_orders_for_every_voxel():
-    a, b = pairs(t=3000)
-    p, _ = stats.p_permutation(a, b, 100, 7)
-    alone, _ = stats.p_permutation(a[:, 2500:2501], b[:, 2500:2501], 100, 7)
-    assert p[2500] == alone[0]
+# --- input --------------------------------------------------------------------------------------
 
 
-def test_fdr_equals_statsmodels_and_leaves_nan_out():
-    rng = np.random.default_rng(3)
-    p = np.concatenate([rng.random(500), rng.random(100) * 1e-3, [np.nan] * 5])
-    significant, q = stats.fdr(p)
-    reject, theirs = fdrcorrection(p[:600], 0.05)
-    np.testing.assert_array_equal(significant[:600], reject)
-    np.testing.assert_allclose(q[:600], theirs)
-    assert not significant[600:].any()
-    assert np.isnan(q[600:]).all()
-    assert not stats.fdr(np.full(4, np.nan))[0].any()
-
-
-def test_noise_ceiling_is_the_squared_r_of_signal_and_mean_response():
-    rng = np.random.default_rng(4)
-    repeats, ncsnr = np.array([1, 2, 3, 3] * 20000), 0.8
-    signal = ncsnr * rng.standard_normal(len(repeats))
-    mean = signal + rng.standard_normal(len(repeats)) / np.sqrt(repeats)
-    ceiling = stats.noise_ceiling(np.array([ncsnr]), repeats)
-    assert np.corrcoef(signal, mean)[0, 1] ** 2 == pytest.approx(ceiling[0], abs=0.01)
-
-
-def test_gain_equals_its_definition_and_its_interval_covers():
-    rng = np.random.default_rng(5)
-    covered = []
-    for seed in range(60):
-        y = rng.standard_normal((200, 3))
-        joint = y + 0.6 * rng.standard_normal(y.shape)
-        single = y + 0.8 * rng.standard_normal(y.shape)
-        gain, low, high = stats.gain_r2(joint, single, y, 300, seed)
-        spread = ((y - y.mean(0)) ** 2).sum(0)
-        expected = ((single - y) ** 2).sum(0) / spread - ((joint - y) ** 2).sum(0) / spread
-        np.testing.assert_allclose(gain, expected)
-        covered.append((low < 0.28) & (high > 0.28))
-    assert 0.88 < np.mean(covered) <= 1
-
-
-def test_intervals_against_scipy():
-    values = np.random.default_rng(6).standard_normal((300, 2)) + 1
-    mean, low, high = stats.bootstrap_ci(values, 4000, 0)
-    theirs = scipy.stats.bootstrap((values[:, 0],), np.mean, method="percentile", random_state=0)
-    assert low[0] == pytest.approx(theirs.confidence_interval.low, abs=0.015)
-    assert high[0] == pytest.approx(theirs.confidence_interval.high, abs=0.015)
-    assert (low < mean).all()
-    assert (mean < high).all()
-    low, high = stats.binomial_ci(0, 20)
-    assert low == 0
-    assert high == pytest.approx(1 - 0.025 ** (1 / 20))
-
-
-def test_shapes_that_disagree_are_named():
-    with pytest.raises(ValueError, match=r"\(4, 2\)"):
-        stats.pearson(np.zeros((4, 2)), np.zeros((4, 3)))
-    with pytest.raises(ValueError, match="n >= 3"):
-        stats.p_permutation(np.zeros((2, 2)), np.zeros((2, 2)), 10, 0)
-    with pytest.raises(ValueError, match="at least 3"):
-        stats.p_gaussian(np.zeros(2), 2)
+def test_bad_input_is_refused() -> None:
+    a, b = columns(10, 4)
+    for call in (
+        lambda: pearson(a, b[:, 1:]),
+        lambda: pearson(a[:, 0], b[:, 0]),
+        lambda: p_gaussian(np.zeros(3), 2),
+        lambda: p_permutation(a, b[1:], 10, 0),
+        lambda: p_permutation(a[:2], b[:2], 10, 0),
+        lambda: gain_r2(a, a, b[:, 1:], 10, 0),
+        lambda: noise_ceiling(np.ones(3), np.array([1, 0])),
+    ):
+        with pytest.raises(ValueError, match="expected"):
+            call()
