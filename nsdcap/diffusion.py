@@ -62,22 +62,27 @@ class Diffusion:
                     f"{self.reduction}, by which the autoencoder of {where!r} reduces"
                 )
 
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """(channels, s, s) of the latent of a picture of ``size`` pixels a side."""
+        return (self.vae.config.latent_channels, size // self.reduction, size // self.reduction)
+
     @torch.inference_mode()
-    def encode(self, pictures: np.ndarray, size: int, seed: int | None = None) -> np.ndarray:
+    def encode(
+        self, pictures: np.ndarray, size: int, noise: np.ndarray | None = None
+    ) -> np.ndarray:
         """z: the autoencoder's posterior mean times its scaling factor (paper 3.3).
 
-        pictures (n, height, width, 3) uint8, first resized to ``size`` pixels a side; with a
-        ``seed`` a sample of the posterior instead of its mean. Returns (n, channels, s, s) float32
-        with s = size / reduction.
+        pictures (n, height, width, 3) uint8, first resized to ``size`` pixels a side; with standard
+        normal ``noise`` (n, channels, s, s) the sample of the posterior that it names instead of the
+        mean. Returns (n, channels, s, s) float32 with s = size / reduction.
         """
         parts = []
         for start in range(0, len(pictures), self.batch):
-            pixels = self._to_tensor(resize(pictures[start : start + self.batch], size))
-            posterior = self.vae.encode(pixels).latent_dist
+            rows = slice(start, start + self.batch)
+            posterior = self.vae.encode(self._to_tensor(resize(pictures[rows], size))).latent_dist
             code = posterior.mean
-            if seed is not None:
-                noise = np.random.default_rng([seed, start]).standard_normal(code.shape, np.float32)
-                code = code + posterior.std * torch.from_numpy(noise).to(code)
+            if noise is not None:
+                code = code + posterior.std * torch.as_tensor(noise[rows], device=self.device)
             parts.append((code * self.vae.config.scaling_factor).cpu().numpy())
         return np.concatenate(parts)
 
@@ -155,8 +160,7 @@ class Diffusion:
         So the result depends neither on batch size nor on which process draws which picture. With
         ``reconstruct.noise = "same"`` all pictures get the noise of (seed, sample).
         """
-        side = self.settings.size // self.reduction
-        shape = (self.vae.config.latent_channels, side, side)
+        shape = self.latent_shape(self.settings.size)
         if self.settings.noise == "same":
             one = np.random.default_rng([seed, sample]).standard_normal(shape, np.float32)
             return np.repeat(one[None], len(nsd_ids), 0)

@@ -52,9 +52,8 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
             z_v = blip.features(pictures)
             texts = blip.captions(z_v)
             captions[start : start + len(rows)] = texts
-            sampled = config.reconstruct.posterior == "sample"
             z = diffusion.encode(
-                pictures, config.reconstruct.coarse_size, config.seed if sampled else None
+                pictures, config.reconstruct.coarse_size, posterior_noise(diffusion, rows, config)
             )
             found = {
                 "z_v": z_v,
@@ -64,6 +63,19 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
             }
             for name, values in found.items():
                 _append(file, name, values, start, len(ids))
+
+
+def posterior_noise(diffusion: Diffusion, nsd_ids: np.ndarray, config: Config) -> np.ndarray | None:
+    """With reconstruct.posterior = "sample" noise (n, channels, s, s) from (seed, nsd_id), else None."""
+    if config.reconstruct.posterior == "mean":
+        return None
+    shape = diffusion.latent_shape(config.reconstruct.coarse_size)
+    return np.stack(
+        [
+            np.random.default_rng([config.seed, i]).standard_normal(shape, np.float32)
+            for i in nsd_ids
+        ]
+    )
 
 
 def mean_text_latents(diffusion: Diffusion, references: list[list[str]]) -> np.ndarray:

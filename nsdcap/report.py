@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def write(out: Path, target: Path, log: Callable[[str], object] = print) -> Path
     )  # fmt: skip
     page = environment.get_template("report.html.j2").render(
         version=__version__,
-        made=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
+        made=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
         run=run.about,
         miniature=bool(_MINIATURE.search(settings)),
         results=results(run, scores),
@@ -74,7 +74,7 @@ def results(run: Run, scores: dict[str, list[dict]]) -> list[dict[str, str]]:
         ("BLEU-4 sacrebleu", "11.06, which BLEU is not said (chance 2.4 ± 1.7)"),
         ("BLEU-4 coco-like", "the same; which BLEU is not said"),
         ("BLEU-4 sentence", "the same; which BLEU is not said"),
-        ("CLIP cosine", "above chance; figure missing in our copy"),
+        ("CLIP cosine", "above chance"),
     ):
         digits = 2 if "BLEU" in metric else 3
         own = Scores(captions, subjects, "brain", metric, digits)

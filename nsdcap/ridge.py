@@ -289,7 +289,9 @@ def _fold_scores(basis: Basis, data: Collapsed, train, left, columns, grid) -> n
 
 def _predict(basis: Basis, inner: Any, penalty: Any) -> Any:
     """Deviations from the mean (m, b) for ``inner`` (k, b) and one penalty, or one a column."""
-    return basis.out @ (inner / (basis.values[:, None] + penalty))
+    # the eigenvalues are float64 and would drag the product, and what follows, along
+    shrunk = (inner / (basis.values[:, None] + penalty)).astype(basis.out.dtype, copy=False)
+    return basis.out @ shrunk
 
 
 # --- decoding: voxels -> latents of pictures ------------------------------------------------------
@@ -425,10 +427,10 @@ def _decode_scores(bases: DecodeBases, y: Any, grid: Any, relative: bool) -> np.
     for basis, counts, left in bases.folds:
         mean = _weighted_mean(counts, y)
         inner, truth = basis.into @ (y - mean), y[left] - mean
-        total = ((truth - truth.mean(0)) ** 2).sum(0)
+        total = ((truth - truth.mean(0)) ** 2).sum(0, dtype=np.float64)
         for row, alpha in enumerate(grid):
             penalty = y.dtype.type(alpha * (basis.scale if relative else 1.0))
-            error = ((truth - _predict(basis, inner, penalty)) ** 2).sum(0)
+            error = ((truth - _predict(basis, inner, penalty)) ** 2).sum(0, dtype=np.float64)
             found[row] += 1 - error / np.where(total > 0, total, 1)
     return found / len(bases.folds)
 
@@ -593,7 +595,7 @@ def _check_encode(
     alpha_grid(alphas)
     n, name = len(data.ids), "kernel" if square else "features"
     if x.ndim != 2 or len(x) != n or (square and x.shape[1] != n):
-        expected = f"({n}, {n if square else 'p'})"
+        expected = (n, n if square else x.shape[-1])
         raise ValueError(f"{name} {x.shape}: expected {expected} for {n} pictures")
     if test.ndim != 2 or test.shape[1] != x.shape[1]:
         raise ValueError(f"test {test.shape}: expected (m, {x.shape[1]}) beside {name} {x.shape}")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,3 +26,24 @@ def tiny_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tree_copy(tiny_tree: Path, tmp_path: Path) -> Path:
     """The same tree as links, so that a test can replace files: unlink first, then write."""
     return Path(shutil.copytree(tiny_tree, tmp_path / "nsd", copy_function=os.symlink))
+
+
+def launch_miniature(out: Path) -> tuple[str, float]:
+    """The README's command, with two cells at a time; its output and seconds."""
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "nsdcap.launch", "--out", str(out), "--executor", "local"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout, time.monotonic() - start
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The miniature's whole run, by the README's command: some minutes. Read only."""
+    out = tmp_path_factory.mktemp("miniature")
+    said, seconds = launch_miniature(out)
+    print(said[-300:], f"{seconds:.0f} s")
+    return out

@@ -99,7 +99,11 @@ def test_encode_is_the_scaled_posterior_mean_and_decodes_back(diffusion, picture
     error = diffusion.decode(z).astype(float) - pictures
     assert 10 * np.log10(255**2 / np.mean(error**2)) > 22  # dB
     assert diffusion.encode(pictures, 40).shape == (6, 4, 10, 10)
-    assert not np.array_equal(diffusion.encode(pictures, 64, seed=1), z)
+    assert diffusion.encode(pictures, 40).shape[1:] == diffusion.latent_shape(40)
+    noise = np.ones((6, *diffusion.latent_shape(64)), np.float32)
+    with torch.no_grad():
+        spread = diffusion.vae.encode(pixels).latent_dist.std * diffusion.vae.config.scaling_factor
+    np.testing.assert_allclose(diffusion.encode(pictures, 64, noise), z + spread.numpy(), atol=1e-4)
 
 
 def test_resize_keeps_a_flat_picture_flat():

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import sacrebleu
+from conftest import launch_miniature
 from scipy.stats import binomtest, kstest
 
 from nsdcap import config, miniature, status
@@ -25,26 +23,6 @@ from nsdcap.paths import Cell, artefact, config_file
 
 SUBJECTS = (1, 2, 5, 7)
 STATES, PHASES = range(7), ("early", "mid", "late")
-
-
-def launch(out: Path) -> tuple[str, float]:
-    """The README's command, with two cells at a time; its output and seconds."""
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "nsdcap.launch", "--out", str(out), "--executor", "local"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout, time.monotonic() - start
-
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("miniature")
-    said, seconds = launch(out)
-    print(said[-300:], f"{seconds:.0f} s")
-    return out
 
 
 @pytest.fixture(scope="session")
@@ -223,7 +201,7 @@ def test_shapes_are_recognisable_from_the_true_caption(drawn):
 
 def test_a_second_run_recomputes_nothing(run):
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
-    said, seconds = launch(run)
+    said, seconds = launch_miniature(run)
     assert "54 of 54 cells done, 54 of them before" in said
     assert seconds < 10
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -123,6 +124,9 @@ def joint_features(w: World, other: np.ndarray, ratio: float) -> list[float]:
 @REPEATS
 def test_joint_equals_sklearn_on_scaled_features(repeats: bool) -> None:
     w, other = world(90, repeats), world(20, repeats, seed=1)
+    driven = np.random.default_rng(7).normal(size=(20, 4))  # the second space drives four targets
+    second = other.x[w.picture] @ driven
+    w.y[:, 3:] = second + 0.1 * second.std() * np.random.default_rng(8).normal(size=second.shape)
     kernels = [v.x @ v.x.T for v in (w, other)]
     tests = [v.test @ v.x.T for v in (w, other)]
     fit = encode_joint(kernels, w.data, w.picture_folds, ALPHAS, RATIOS, tests, block=3)
@@ -142,6 +146,20 @@ def test_joint_equals_sklearn_on_scaled_features(repeats: bool) -> None:
         alpha = ALPHAS[fit.alpha_index[target]]
         expected = sklearn_ridge(x[w.picture], w.y[:, target], alpha).predict(test)
         np.testing.assert_allclose(fit.predictions[:, target], expected, rtol=1e-6)
+
+
+def test_joint_gives_each_voxel_the_space_that_drives_it() -> None:
+    rng = np.random.default_rng(3)
+    spaces = rng.normal(size=(2, 300, 30))
+    picture = rng.permutation(np.repeat(np.arange(300), rng.integers(1, 4, 300)))
+    y = np.hstack([space[picture] @ rng.normal(size=(30, 25)) for space in spaces])
+    y += 3 * rng.normal(size=y.shape)
+    w = World(spaces[0], picture, y, grouped_folds(picture, 5, 0), spaces[0])
+    kernels = [space @ space.T for space in spaces]
+    ratios = (0.01, 1.0, 100.0)
+    fit = encode_joint(kernels, w.data, w.picture_folds, ALPHAS, ratios, kernels)
+    assert (fit.ratio_index[:25] == 0).mean() > 0.9
+    assert (fit.ratio_index[25:] == 2).mean() > 0.9
 
 
 def test_joint_of_one_ratio_is_dual_on_the_summed_kernel() -> None:
@@ -214,18 +232,21 @@ def joined(blocks, name: str) -> np.ndarray:
 @REPEATS
 @pytest.mark.parametrize("p", [30, 200], ids=["primal", "dual"])
 @pytest.mark.parametrize("per_target", [True, False], ids=["per_target", "common"])
-def test_decode_equals_sklearn_on_trials(p: int, repeats: bool, per_target: bool) -> None:
+@pytest.mark.parametrize("relative", [True, False], ids=["relative", "absolute"])
+def test_decode_equals_sklearn_on_trials(
+    p: int, repeats: bool, per_target: bool, relative: bool
+) -> None:
     w = world(7, repeats)
     voxels, test = voxels_of(w, p)
-    blocks = decode(w, voxels, test, per_target=per_target)
+    blocks = decode(w, voxels, test, per_target=per_target, relative=relative)
     y = w.x[w.picture]
-    scores = trial_scores(voxels, y, w.folds, ALPHAS)
+    scores = trial_scores(voxels, y, w.folds, ALPHAS, not relative)
     index = scores.argmax(0) if per_target else np.full(y.shape[1], scores.mean(1).argmax())
     assert [(block.start, block.stop) for block in blocks] == [(0, 3), (3, 6), (6, 7)]
     np.testing.assert_allclose(joined(blocks, "cv_scores"), scores, rtol=1e-6, atol=1e-8)
     np.testing.assert_array_equal(joined(blocks, "alpha_index"), index)
     np.testing.assert_allclose(joined(blocks, "y_mean"), y.mean(0))
-    expected = sklearn_ridge(voxels, y, np.array(ALPHAS)[index]).predict(test)
+    expected = sklearn_ridge(voxels, y, np.array(ALPHAS)[index], not relative).predict(test)
     np.testing.assert_allclose(joined(blocks, "predictions"), expected, rtol=1e-6)
 
 
@@ -290,6 +311,7 @@ def test_gain_sums_equal_an_explicit_loop() -> None:
     np.testing.assert_allclose(pooled_gain(blocks), num / den, rtol=1e-6)
     np.testing.assert_allclose(sum(block.truth for block in blocks), truth, rtol=1e-6)
     np.testing.assert_allclose(sum(block.predicted for block in blocks), averaged, rtol=1e-6)
+    assert truth > averaged  # ridge shrinks
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])
@@ -436,8 +458,9 @@ def test_decoding_refuses_bad_input() -> None:
             decode_bases(*arguments)
     for latents in (w.x[:-1], np.where(w.x == w.x[0, 0], np.nan, w.x)):
         bases = decode_bases(voxels, w.picture, test, w.folds, 60)
+        read = partial(lambda y, start, stop: y[:, start:stop], latents)
         with pytest.raises(ValueError, match="targets 0 to 3"):
-            list(decode_cv(bases, lambda a, b, y=latents: y[:, a:b], 7, ALPHAS, block=3))
+            list(decode_cv(bases, read, 7, ALPHAS, block=3))
 
 
 def test_folds_and_estimator_refuse_bad_input() -> None:
@@ -450,3 +473,8 @@ def test_folds_and_estimator_refuse_bad_input() -> None:
         RidgeCV().fit(w.x[:4], w.y[:3])
     with pytest.raises(ValueError, match="expected"):
         collapse(w.y, w.picture[1:])
+    with pytest.raises(ValueError, match=r"features \(59, 15\): expected \(60, 15\)"):
+        encode_primal(w.x[1:], w.data, w.picture_folds, ALPHAS, w.test)
+    w.y[4, 2] = np.nan
+    with pytest.raises(ValueError, match="column 2 is not finite"):
+        collapse(w.y, w.picture)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -79,6 +80,14 @@ def mirrored(scene: world.Scene) -> world.Scene:
     swap = {"left": "right", "right": "left"}
     relation = scene.relation and swap.get(scene.relation, scene.relation)
     return world.Scene(scene.place, items, relation)
+
+
+def forget_paths(folder: Path) -> None:
+    """Take out of the saved configurations where the weights lay when they were loaded."""
+    for file in folder.rglob("*.json"):
+        content = json.loads(file.read_text())
+        if isinstance(content, dict) and content.pop("_name_or_path", None):
+            file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def _seen() -> torch.Tensor:

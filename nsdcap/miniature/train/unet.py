@@ -20,7 +20,7 @@ from diffusers import (
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from nsdcap.miniature.train.common import Log, Pool, captions, options, schedule
+from nsdcap.miniature.train.common import Log, Pool, captions, forget_paths, options, schedule
 
 BATCH, RATE, OBJECT_WEIGHT = 48, 1.2e-3, 3.0
 
@@ -143,6 +143,7 @@ def save(average, vae, text_encoder, tokenizer, out) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out)
+    forget_paths(out)
 
 
 if __name__ == "__main__":
