@@ -11,7 +11,8 @@ from nsdcap.config import STREAMS, Config
 from nsdcap.features import open_features, rows_of
 from nsdcap.folds import grouped_folds
 from nsdcap.paths import Cell, artefact
-from nsdcap.ridge import DecodeBases, decode_bases, decode_cv, edge_share
+from nsdcap.ridge import edge_share
+from nsdcap.ridge_decode import DecodeBases, decode_bases, decode_cv
 
 LATENTS = ("z_v", "c", "z")
 

@@ -165,7 +165,11 @@ def _write_maps(group: h5py.Group, fit: ridge.Fit, responses: Responses, config:
             "alpha": np.asarray(config.ridge.alphas)[fit.alpha_index]}  # fmt: skip
     for name, values in maps.items():
         group[name] = values.astype("f4")
-    group.attrs["edge_share"] = ridge.edge_share(fit.alpha_index, len(config.ridge.alphas))
+    share = ridge.edge_share(fit.alpha_index, len(config.ridge.alphas))
+    group.attrs["edge_share"] = share
+    print(
+        f"{group.name[1:]}: mean r {np.nanmean(r):.3f}, penalty at the grid's edge for {share:.1%} of voxels"
+    )
 
 
 def _both(subject: int | None, responses: Responses):

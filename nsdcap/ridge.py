@@ -16,13 +16,13 @@ equal ridge on the single trials. Factorisations are in float64. The array modul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from nsdcap.folds import Collapsed, collapse, grouped_folds
+from nsdcap.folds import Collapsed
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,6 @@ class Fit:
     cv_scores: np.ndarray
     ratio_index: np.ndarray
     weights: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class DecodedBlock:
-    """Targets start..stop: ``predictions`` (m, b), training ``y_mean`` (b,), ``alpha_index`` (b,),
-    ``cv_scores`` (n_alphas, b); squared lengths of the targets, ``truth``, and of their
-    cross-validated predictions, ``predicted``, about the training mean, per picture: what a gain
-    that restores length needs; ``gain_num`` and ``gain_den`` over trials: see ``pooled_gain``."""
-
-    start: int
-    stop: int
-    predictions: np.ndarray
-    y_mean: np.ndarray
-    alpha_index: np.ndarray
-    cv_scores: np.ndarray
-    truth: float
-    predicted: float
-    gain_num: float
-    gain_den: float
 
 
 def array_module(array: Any) -> Any:
@@ -248,7 +229,7 @@ def _encode(
             left = np.flatnonzero(folds == fold)
             train = np.flatnonzero(folds != fold)
             basis = make(train, left)
-            for columns in _blocks(n_targets, block):
+            for columns in blocks(n_targets, block):
                 found[:, columns] += _fold_scores(basis, data, train, left, columns, grid)
         found /= len(np.unique(folds))
         better = found.max(0) > best
@@ -262,12 +243,12 @@ def _encode(
         if len(predictions) == 0:
             predictions = np.empty((len(basis.out), n_targets))
         chosen = np.flatnonzero(ratio == number)
-        for part in _blocks(len(chosen), block):
+        for part in blocks(len(chosen), block):
             some = chosen[part]
             y = data.mean[:, some]
             mean = data.counts @ y / data.counts.sum() * basis.intercept
             penalty = alpha_grid(grid[index[some]], basis.scale)
-            predictions[:, some] = _predict(basis, basis.into @ (y - mean), penalty) + mean
+            predictions[:, some] = predict(basis, basis.into @ (y - mean), penalty) + mean
     return Fit(predictions, index, scores, ratio)
 
 
@@ -281,281 +262,17 @@ def _fold_scores(basis: Basis, data: Collapsed, train, left, columns, grid) -> n
     within = data.within[left, columns].sum(0)
     total = within + counts_left @ (truth - own_mean) ** 2
     errors = [
-        counts_left @ (truth - mean - _predict(basis, inner, basis.scale * alpha)) ** 2
+        counts_left @ (truth - mean - predict(basis, inner, basis.scale * alpha)) ** 2
         for alpha in grid
     ]
     return 1 - (np.stack(errors) + within) / np.where(total > 0, total, 1)
 
 
-def _predict(basis: Basis, inner: Any, penalty: Any) -> Any:
+def predict(basis: Basis, inner: Any, penalty: Any) -> Any:
     """Deviations from the mean (m, b) for ``inner`` (k, b) and one penalty, or one a column."""
     # the eigenvalues are float64 and would drag the product, and what follows, along
     shrunk = (inner / (basis.values[:, None] + penalty)).astype(basis.out.dtype, copy=False)
     return basis.out @ shrunk
-
-
-# --- decoding: voxels -> latents of pictures ------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class DecodeBases:
-    """Factorisations of the voxels for each fold and for all trials; they serve every latent.
-
-    ``into`` of each is (k, n_pictures): the columns of a picture's repeats are summed.
-    """
-
-    folds: list[
-        tuple[Basis, np.ndarray, np.ndarray]
-    ]  # basis, trials per picture, pictures left out
-    whole: Basis
-    counts: np.ndarray
-
-
-def decode_bases(voxels: Any, picture: Any, test: Any, folds: Any, n_pictures: int) -> DecodeBases:
-    """Factorise voxels (n_trials, p) of single trials, for ``test`` voxels (m, p).
-
-    ``picture`` (n_trials,) is each trial's row of the latents, ``folds`` (n_trials,) its fold. The
-    smaller of the voxels' and the trials' Gram matrix is factorised, in float64; what multiplies the
-    targets is kept in the voxels' own precision. Memory: (folds + 1) k (n_pictures + n_trials / folds)
-    of these, k = min(n_trials, p), and one float64 Gram matrix.
-
-    Raises
-    ------
-    ValueError
-        Shapes that disagree, numbers that are not finite, fewer than two folds.
-    """
-    if voxels.ndim != 2 or test.ndim != 2:
-        raise ValueError(f"voxels {voxels.shape}, test {test.shape}: expected (n, p) and (m, p)")
-    n, p = voxels.shape
-    for name, array, expected in (
-        ("picture", picture, (n,)),
-        ("folds", folds, (n,)),
-        ("test", test, (len(test), p)),
-    ):
-        if array.shape != expected:
-            raise ValueError(
-                f"{name} is {array.shape}, expected {expected} beside voxels {voxels.shape}"
-            )
-    if picture.min() < 0 or picture.max() >= n_pictures:
-        raise ValueError(
-            f"picture: found rows {picture.min()} to {picture.max()}, expected 0 to {n_pictures - 1}"
-        )
-    for name, array in (("voxels", voxels), ("test", test)):
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"{name} {array.shape} holds numbers that are not finite; leave such voxels out"
-            )
-    if len(np.unique(folds)) < 2:
-        raise ValueError(f"folds: found {np.unique(folds)}, expected at least two")
-
-    def make(train: Any, others: Any) -> Basis:
-        rows = voxels[train].astype(np.float64)
-        ones = np.ones(len(rows))
-        if p <= len(rows):
-            basis = primal_basis(rows, ones, others.astype(np.float64))
-        else:
-            basis = dual_basis(rows @ rows.T, ones, others.astype(np.float64) @ rows.T)
-        summed = np.zeros((len(basis.values), n_pictures))
-        np.add.at(summed.T, picture[train], basis.into.T)
-        return Basis(
-            basis.values, summed.astype(voxels.dtype), basis.out.astype(voxels.dtype), basis.scale
-        )
-
-    parts = []
-    for fold in np.unique(folds):
-        train, left = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        counts = np.bincount(picture[train], minlength=n_pictures).astype(np.float64)
-        parts.append((make(train, voxels[left]), counts, picture[left]))
-    counts = np.bincount(picture, minlength=n_pictures).astype(np.float64)
-    return DecodeBases(parts, make(np.arange(n), test), counts)
-
-
-def decode_cv(
-    bases: DecodeBases, read_targets: Callable[[int, int], Any], n_targets: int,
-    alphas: Sequence[float], *, block: int = 4096, per_target: bool = True, relative: bool = True,
-) -> Iterator[DecodedBlock]:  # fmt: skip
-    """Predict latents of the test pictures, block by block, penalties by cross-validation.
-
-    ``read_targets(start, stop)`` gives columns (n_pictures, b) of the latents. One penalty a target:
-    one pass over the targets; one for all of them: two, scores then predictions. ``alphas`` are
-    multiples of the mean eigenvalue, or (``relative`` false) the penalties themselves. Scores are R2
-    over the single trials left out. Memory: ``block`` targets of the pictures, a few times.
-
-    Raises
-    ------
-    ValueError
-        Targets that are not finite or of another number of pictures, a penalty not above 0.
-    """
-    grid = alpha_grid(alphas)
-    common: int | None = None
-    if not per_target:
-        scores = sum(
-            _decode_scores(bases, _read(bases, read_targets, part), grid, relative).sum(1)
-            for part in _blocks(n_targets, block)
-        )
-        common = int(np.argmax(scores))
-    for part in _blocks(n_targets, block):
-        y = _read(bases, read_targets, part)
-        scores = _decode_scores(bases, y, grid, relative)  # (n_alphas, b)
-        index = scores.argmax(0) if common is None else np.full(y.shape[1], common)
-        sums = _gain_sums(bases, y, grid[index], relative)
-        mean = _weighted_mean(bases.counts, y)
-        inner = bases.whole.into @ (y - mean)
-        penalty = grid[index] * (bases.whole.scale if relative else 1.0)
-        predicted = _predict(bases.whole, inner, penalty.astype(y.dtype)) + mean
-        yield DecodedBlock(part.start, part.stop, predicted, mean, index, scores, *sums)
-
-
-def _read(bases: DecodeBases, read_targets: Callable[[int, int], Any], part: slice) -> Any:
-    y = read_targets(part.start, part.stop)
-    if y.shape != (len(bases.counts), part.stop - part.start) or not np.isfinite(y).all():
-        raise ValueError(
-            f"targets {part.start} to {part.stop}: found {y.shape} or numbers that are not finite, expected "
-            f"{(len(bases.counts), part.stop - part.start)} finite ones"
-        )
-    return y.astype(bases.whole.out.dtype, copy=False)
-
-
-def _weighted_mean(counts: Any, y: Any) -> Any:
-    """Mean (b,) over trials of targets (n_pictures, b), in float64 and then in the targets' precision."""
-    return (counts @ y / counts.sum()).astype(y.dtype)
-
-
-def _decode_scores(bases: DecodeBases, y: Any, grid: Any, relative: bool) -> np.ndarray:
-    """R2 (n_alphas, b), mean over folds."""
-    found = np.zeros((len(grid), y.shape[1]))
-    for basis, counts, left in bases.folds:
-        mean = _weighted_mean(counts, y)
-        inner, truth = basis.into @ (y - mean), y[left] - mean
-        total = ((truth - truth.mean(0)) ** 2).sum(0, dtype=np.float64)
-        for row, alpha in enumerate(grid):
-            penalty = y.dtype.type(alpha * (basis.scale if relative else 1.0))
-            error = ((truth - _predict(basis, inner, penalty)) ** 2).sum(0, dtype=np.float64)
-            found[row] += 1 - error / np.where(total > 0, total, 1)
-    return found / len(bases.folds)
-
-
-def _gain_sums(bases: DecodeBases, y: Any, chosen: Any, relative: bool) -> np.ndarray:
-    """``truth``, ``predicted``, ``gain_num``, ``gain_den`` of a block, about the training mean.
-
-    For the first two, predictions of a picture's repeats are averaged, as those of the test pictures
-    are; the last two are over single trials.
-    """
-    sums = np.zeros(4)
-    for basis, counts, left in bases.folds:
-        mean = _weighted_mean(counts, y)
-        penalty = (chosen * (basis.scale if relative else 1.0)).astype(y.dtype)
-        predicted = _predict(basis, basis.into @ (y - mean), penalty)
-        pictures, member, repeats = np.unique(left, return_inverse=True, return_counts=True)
-        summed = np.zeros((len(pictures), y.shape[1]), dtype=y.dtype)
-        np.add.at(summed, member, predicted)
-        averaged = summed / repeats[:, None].astype(y.dtype)
-        truth = y[pictures] - mean
-        pairs = ((truth, truth), (averaged, averaged), (summed, truth), (predicted, predicted))
-        sums += [float((one * two).sum(dtype=np.float64)) for one, two in pairs]
-    return sums
-
-
-def pooled_gain(blocks: Iterable[DecodedBlock]) -> float:
-    """The factor g on predictions about the training mean of least squared error, over all blocks.
-
-    g = <p, y> / <p, p> of cross-validated predictions p and targets y of the single training trials:
-    argmin of sum ||(y - mean) - g (p - mean)||^2. Near 1 where penalties fit; it does not give
-    predictions the length of the truth (sqrt(truth / predicted) does). NaN where all p are the mean.
-    """
-    sums = np.sum([(block.gain_num, block.gain_den) for block in blocks], axis=0)
-    return float(sums[0] / sums[1]) if sums[1] > 0 else float("nan")
-
-
-# --- an estimator -------------------------------------------------------------------------------
-
-
-class RidgeCV:
-    """Ridge with a penalty for each target, chosen by cross-validation that keeps groups together.
-
-    In the manner of scikit-learn. ``alphas``: multiples of the mean eigenvalue of X's (centred) Gram
-    matrix; ``cv``: number of folds; ``seed`` of the shuffle of groups. After ``fit``: ``alpha_`` (t,)
-    chosen multiple, ``alpha_index_`` (t,), ``coef_`` (t, p), ``intercept_`` (t,), ``cv_scores_``
-    (n_alphas, t), R2 of the rows left out, mean over folds; without the axis of t for y (n,).
-    """
-
-    def __init__(
-        self,
-        alphas: Sequence[float] = (0.01, 0.1, 1.0, 10.0, 100.0),
-        *,
-        cv: int = 5,
-        fit_intercept: bool = True,
-        seed: int = 0,
-        block: int = 2048,
-    ) -> None:
-        self.alphas = alphas
-        self.cv = cv
-        self.fit_intercept = fit_intercept
-        self.seed = seed
-        self.block = block
-
-    def fit(self, X: Any, y: Any, groups: Any = None) -> RidgeCV:
-        """Features X (n, p), responses y (n, t) or (n,), ``groups`` (n,) kept within one fold.
-
-        Rows of a group that are all the same are collapsed, which changes nothing but the time.
-        Memory: that of ``encode_primal`` or, for more features than rows, ``encode_dual``.
-
-        Raises
-        ------
-        ValueError
-            As ``encode_primal``; fewer groups than folds.
-        """
-        X, y = np.asarray(X, dtype=np.float64), np.asarray(y)
-        groups = np.arange(len(X)) if groups is None else np.asarray(groups)
-        if X.ndim != 2 or y.ndim not in (1, 2) or len(y) != len(X) or groups.shape != (len(X),):
-            raise ValueError(
-                f"X {X.shape}, y {y.shape}, groups {groups.shape}: expected (n, p), (n, t) or (n,), (n,)"
-            )
-        folds = grouped_folds(groups, self.cv, self.seed)
-        first, member = np.unique(groups, return_index=True, return_inverse=True)[1:]
-        if not np.array_equal(X[first][member], X):
-            first = member = np.arange(len(X))
-        data = collapse(y.reshape(len(y), -1), member, self.block)
-        rows, p = X[first], X.shape[1]
-        # what the model says to nothing and to each feature alone: intercept, intercept + weight
-        probe = np.concatenate([np.zeros((1, p)), np.eye(p)])
-        if p <= len(rows):
-            fit = encode_primal(rows, data, folds[first], self.alphas, probe, self.block,
-                                intercept=self.fit_intercept)  # fmt: skip
-        else:
-            fit = encode_dual(rows @ rows.T, data, folds[first], self.alphas, probe @ rows.T,
-                              self.block, intercept=self.fit_intercept)  # fmt: skip
-        only = 0 if y.ndim == 1 else slice(None)
-        self.intercept_ = fit.predictions[0][only]
-        self.coef_ = (fit.predictions[1:] - fit.predictions[0]).T[only]
-        self.alpha_index_ = fit.alpha_index[only]
-        self.alpha_ = np.asarray(self.alphas, dtype=np.float64)[self.alpha_index_]
-        self.cv_scores_ = fit.cv_scores[:, only]
-        return self
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Responses (m, t) or (m,) to features X (m, p)."""
-        return np.asarray(X) @ self.coef_.T + self.intercept_
-
-    def score(self, X: Any, y: Any) -> float:
-        """R2, mean over targets."""
-        y = np.asarray(y)
-        error = ((y - self.predict(X)) ** 2).sum(0)
-        return float(np.mean(1 - error / ((y - y.mean(0)) ** 2).sum(0)))
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings, as scikit-learn's ``clone`` asks for them."""
-        return {name: getattr(self, name) for name in self._SETTINGS}
-
-    def set_params(self, **settings: Any) -> RidgeCV:
-        """Change settings; an unknown one is a ValueError."""
-        for name, value in settings.items():
-            if name not in self._SETTINGS:
-                raise ValueError(f"{name}: expected one of {', '.join(self._SETTINGS)}")
-            setattr(self, name, value)
-        return self
-
-    _SETTINGS = ("alphas", "cv", "fit_intercept", "seed", "block")
 
 
 # --- common -------------------------------------------------------------------------------------
@@ -566,7 +283,7 @@ def edge_share(alpha_index: np.ndarray, n_alphas: int) -> float:
     return float(np.mean((alpha_index == 0) | (alpha_index == n_alphas - 1)))
 
 
-def _blocks(n: int, size: int) -> Iterator[slice]:
+def blocks(n: int, size: int) -> Iterator[slice]:
     for start in range(0, n, size):
         yield slice(start, min(n, start + size))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import warnings
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -16,16 +15,13 @@ from sklearn.model_selection import PredefinedSplit
 
 from nsdcap.folds import Collapsed, collapse, grouped_folds
 from nsdcap.ridge import (
-    RidgeCV,
     alpha_grid,
-    decode_bases,
-    decode_cv,
     edge_share,
     encode_dual,
     encode_joint,
     encode_primal,
-    pooled_gain,
 )
+from nsdcap.ridge_estimator import RidgeCV
 
 ALPHAS = [1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0]
 RATIOS = [0.1, 1.0, 10.0]
@@ -207,125 +203,6 @@ def test_a_constant_voxel_spoils_no_other_and_warns_of_nothing() -> None:
     np.testing.assert_allclose(fit.cv_scores[:, others], check.cv_scores[:, others], rtol=1e-9)
 
 
-# --- decoding -----------------------------------------------------------------------------------
-
-
-def decode(w: World, voxels, test, alphas=ALPHAS, latents=None, block=3, **options):
-    """Blocks of decoding w's pictures' features, as latents, from voxels of trials."""
-    latents = w.x if latents is None else latents
-    bases = decode_bases(voxels, w.picture, test, w.folds, len(latents))
-    read = lambda start, stop: latents[:, start:stop]  # noqa: E731
-    return list(decode_cv(bases, read, latents.shape[1], alphas, block=block, **options))
-
-
-def voxels_of(w: World, p: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(5)
-    weights = rng.normal(size=(w.x.shape[1], p))
-    noise = 5 * rng.normal(size=(len(w.picture), p))
-    return w.x[w.picture] @ weights + noise + 1, w.test @ weights + 1
-
-
-def joined(blocks, name: str) -> np.ndarray:
-    return np.concatenate([getattr(block, name) for block in blocks], axis=-1)
-
-
-@REPEATS
-@pytest.mark.parametrize("p", [30, 200], ids=["primal", "dual"])
-@pytest.mark.parametrize("per_target", [True, False], ids=["per_target", "common"])
-@pytest.mark.parametrize("relative", [True, False], ids=["relative", "absolute"])
-def test_decode_equals_sklearn_on_trials(
-    p: int, repeats: bool, per_target: bool, relative: bool
-) -> None:
-    w = world(7, repeats)
-    voxels, test = voxels_of(w, p)
-    blocks = decode(w, voxels, test, per_target=per_target, relative=relative)
-    y = w.x[w.picture]
-    scores = trial_scores(voxels, y, w.folds, ALPHAS, not relative)
-    index = scores.argmax(0) if per_target else np.full(y.shape[1], scores.mean(1).argmax())
-    assert [(block.start, block.stop) for block in blocks] == [(0, 3), (3, 6), (6, 7)]
-    np.testing.assert_allclose(joined(blocks, "cv_scores"), scores, rtol=1e-6, atol=1e-8)
-    np.testing.assert_array_equal(joined(blocks, "alpha_index"), index)
-    np.testing.assert_allclose(joined(blocks, "y_mean"), y.mean(0))
-    expected = sklearn_ridge(voxels, y, np.array(ALPHAS)[index], not relative).predict(test)
-    np.testing.assert_allclose(joined(blocks, "predictions"), expected, rtol=1e-6)
-
-
-def test_decode_in_float32_stays_near_float64() -> None:
-    w = world(7, True)
-    voxels, test = (a.astype("f4") for a in voxels_of(w, 200))
-    latents = w.x.astype("f4")
-    blocks = decode(w, voxels, test, latents=latents)
-    predictions = joined(blocks, "predictions")
-    assert predictions.dtype == np.float32
-    alphas = np.array(ALPHAS)[joined(blocks, "alpha_index")]
-    model = sklearn_ridge(voxels.astype("f8"), latents[w.picture].astype("f8"), alphas)
-    expected = model.predict(test.astype("f8"))
-    assert np.abs(predictions - expected).max() < 1e-5 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("per_target", [True, False], ids=["per_target", "common"])
-def test_decode_equals_himalaya(per_target: bool) -> None:
-    from himalaya.ridge import RidgeCV as Himalaya
-    from himalaya.scoring import r2_score as himalaya_r2
-
-    w = world(7, True)
-    voxels, test = voxels_of(w, 30)
-    alphas = [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]
-    blocks = decode(w, voxels, test, alphas=alphas, per_target=per_target, relative=False)
-    model = Himalaya(
-        alphas, fit_intercept=True, cv=PredefinedSplit(w.folds),
-        solver_params={"local_alpha": per_target, "score_func": himalaya_r2},
-    ).fit(voxels, w.x[w.picture])  # fmt: skip
-    np.testing.assert_allclose(np.array(alphas)[joined(blocks, "alpha_index")], model.best_alphas_)
-    np.testing.assert_allclose(joined(blocks, "predictions"), model.predict(test), rtol=1e-6)
-
-
-def test_decode_reads_each_target_once_a_pass() -> None:
-    w = world(7, True)
-    voxels, test = voxels_of(w, 30)
-    bases = decode_bases(voxels, w.picture, test, w.folds, len(w.x))
-    for per_target, passes in ((True, 1), (False, 2)):
-        reads: list[int] = []
-
-        def read(start: int, stop: int, reads: list[int] = reads) -> np.ndarray:
-            reads.extend(range(start, stop))
-            return w.x[:, start:stop]
-
-        list(decode_cv(bases, read, 7, ALPHAS, block=3, per_target=per_target))
-        assert reads == list(range(7)) * passes
-
-
-def test_gain_sums_equal_an_explicit_loop() -> None:
-    w = world(7, True)
-    voxels, test = voxels_of(w, 30)
-    blocks = decode(w, voxels, test)
-    y, alphas = w.x[w.picture], np.array(ALPHAS)[joined(blocks, "alpha_index")]
-    num = den = truth = averaged = 0.0
-    for train, left in PredefinedSplit(w.folds).split():
-        mean = y[train].mean(0)
-        p = sklearn_ridge(voxels[train], y[train], alphas).predict(voxels[left]) - mean
-        num, den = num + (p * (y[left] - mean)).sum(), den + (p**2).sum()
-        for picture in np.unique(w.picture[left]):
-            truth += ((w.x[picture] - mean) ** 2).sum()
-            averaged += (p[w.picture[left] == picture].mean(0) ** 2).sum()
-    np.testing.assert_allclose(pooled_gain(blocks), num / den, rtol=1e-6)
-    np.testing.assert_allclose(sum(block.truth for block in blocks), truth, rtol=1e-6)
-    np.testing.assert_allclose(sum(block.predicted for block in blocks), averaged, rtol=1e-6)
-    assert truth > averaged  # ridge shrinks
-
-
-@pytest.mark.parametrize("noise", [0.0, 1.0])
-def test_gain_undoes_a_planted_shrinkage(noise: float) -> None:
-    # white voxels: all eigenvalues are n_train, so a penalty of n_train halves every prediction
-    rng = np.random.default_rng(2)
-    n, p = 4000, 4
-    voxels = rng.normal(size=(n, p))
-    latents = voxels @ rng.normal(size=(p, 6)) + noise * rng.normal(size=(n, 6))
-    w = World(latents, np.arange(n), latents, grouped_folds(np.arange(n), 4, 0), voxels)
-    blocks = decode(w, voxels, voxels[:50], alphas=[0.75 * n], relative=False)
-    assert pooled_gain(blocks) == pytest.approx(2, rel=0.03)
-
-
 # --- the estimator ------------------------------------------------------------------------------
 
 
@@ -424,8 +301,6 @@ def test_penalties_must_be_finite_and_above_0(alphas) -> None:
     w = world(15, True)
     with pytest.raises(ValueError, match="alphas"):
         encode_primal(w.x, w.data, w.picture_folds, alphas, w.test)
-    with pytest.raises(ValueError, match="alphas"):
-        decode(w, *voxels_of(w, 30), alphas=alphas)
 
 
 def test_joint_refuses_bad_input() -> None:
@@ -439,28 +314,6 @@ def test_joint_refuses_bad_input() -> None:
     ):
         with pytest.raises(ValueError, match=match):
             encode_joint(kernels, w.data, w.picture_folds, ALPHAS, ratios, [test] * len(kernels))
-
-
-def test_decoding_refuses_bad_input() -> None:
-    w = world(7, True)
-    voxels, test = voxels_of(w, 30)
-    holed = np.where(voxels == voxels[0, 0], np.nan, voxels)
-    for arguments, match in (
-        ((holed, w.picture, test, w.folds, 60), "not finite"),
-        ((voxels, w.picture[1:], test, w.folds, 60), "picture"),
-        ((voxels, w.picture, test[:, 1:], w.folds, 60), "test"),
-        ((voxels[0], w.picture, test, w.folds, 60), "voxels"),
-        ((voxels, w.picture, test, 0 * w.folds, 60), "folds"),
-        ((voxels, w.picture - 1, test, w.folds, 60), "rows -1"),
-        ((voxels, w.picture, test, w.folds, 59), "expected 0 to 58"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            decode_bases(*arguments)
-    for latents in (w.x[:-1], np.where(w.x == w.x[0, 0], np.nan, w.x)):
-        bases = decode_bases(voxels, w.picture, test, w.folds, 60)
-        read = partial(lambda y, start, stop: y[:, start:stop], latents)
-        with pytest.raises(ValueError, match="targets 0 to 3"):
-            list(decode_cv(bases, read, 7, ALPHAS, block=3))
 
 
 def test_folds_and_estimator_refuse_bad_input() -> None:

@@ -22,7 +22,9 @@ class Verdict:
         """Shares of pictures whose likeliest place, kind and colour are the scene's (or one of its)."""
         hits = {
             "place": [self.place[i].argmax() == s.place for i, s in enumerate(scenes)],
-            "kind": [self.kind[i].argmax() in {o.kind for o in s.items} for i, s in enumerate(scenes)],
+            "kind": [
+                self.kind[i].argmax() in {o.kind for o in s.items} for i, s in enumerate(scenes)
+            ],
             "colour": [
                 self.colour[i].argmax() in {o.colour for o in s.items} for i, s in enumerate(scenes)
             ],
