@@ -158,7 +158,7 @@ def read_voxels(out: Path, subject: int) -> Voxels:
     with open_hdf5(artefact(out, Cell("prepare", subject)), ()) as file:
         ceiling = np.sqrt(np.clip(file["noise_ceiling"][:], 0, 1))
         shape = tuple(int(side) for side in file.attrs["shape"])
-        n_trials = int(file.attrs.get("n_trials_train", 0))
+        n_trials = len(file["nsd_id_train"])
         return Voxels(
             file["xyz"][:], file["affine"][:], file["stream"][:], ceiling, shape, n_trials
         )

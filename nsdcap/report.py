@@ -116,7 +116,7 @@ def results(run: Run, scores: dict[str, list[dict]]) -> list[dict[str, str]]:
         ("Caption arm over direct arm, human raters", "64.6 %"),
     ):
         rows.append({
-            "what": what, "definition": "needs human raters; see the rating page", "paper": paper,
+            "what": what, "definition": "needs human raters", "paper": paper,
             "ours": "not measured here", "interval": "", "each": "", "chance": "50 %", "beside": "", "n": "",
         })  # fmt: skip
     return rows

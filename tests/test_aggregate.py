@@ -118,7 +118,8 @@ def write_prepare(
         for key in ("xyz", "affine", "stream"):
             file[key] = voxels[key]
         file["noise_ceiling"] = np.full(len(voxels["xyz"]), 0.36, dtype="f4")
-        file.attrs.update(shape=voxels["shape"], subject=subject, n_trials_train=600)
+        file["nsd_id_train"] = np.arange(600)
+        file.attrs.update(shape=voxels["shape"], subject=subject)
     return voxels["stream"]
 
 
