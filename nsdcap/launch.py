@@ -224,24 +224,29 @@ def run_local(ledger: Ledger, cells: list[Cell], force: bool, jobs: int) -> int:
             else:
                 waiting.append(cell)
         running: dict[Cell, tuple[Any, float]] = {}
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                cell = waiting.pop(0)
-                job = executor.submit(
-                    run_cell, str(ledger.out), cell.stage, cell.subject, cell.layer, force
-                )
-                running[cell] = (job, time.monotonic())
-            for cell, (job, start) in list(running.items()):
-                if not job.done():
-                    continue
-                del running[cell]
-                error = job.exception()
-                how, code, message = job.result() if error is None else ("failed", 1, str(error))
-                if how == "failed":
-                    tally.failed(cell, message, code, job.paths.stderr)
-                else:
-                    tally.ended(cell, how, time.monotonic() - start)
-            time.sleep(0.1)
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    cell = waiting.pop(0)
+                    job = executor.submit(
+                        run_cell, str(ledger.out), cell.stage, cell.subject, cell.layer, force
+                    )
+                    running[cell] = (job, time.monotonic())
+                for cell, (job, start) in list(running.items()):
+                    if not job.done():
+                        continue
+                    del running[cell]
+                    error = job.exception()
+                    ended = job.result() if error is None else ("failed", 1, str(error))
+                    how, code, message = ended
+                    if how == "failed":
+                        tally.failed(cell, message, code, job.paths.stderr)
+                    else:
+                        tally.ended(cell, how, time.monotonic() - start)
+                time.sleep(0.1)
+        finally:  # stopped by hand: no cell goes on unseen
+            for job, _ in running.values():
+                job.cancel(check=False)
     return tally.close(ledger)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+HOST = socket.gethostname().split(".")[0]
 _SUFFIX = {"caption": ".json", "aggregate": ""}  # all others are HDF5
 
 
@@ -69,15 +71,15 @@ def atomic(path: Path) -> Iterator[Path]:
     what stood at ``path`` before is left as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove(partial)
+    _sweep(path)
+    partial = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.partial")
     try:
         yield partial
         if partial.is_file():
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
         if path.is_dir():  # a folder cannot be renamed over one that holds files
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            old = partial.with_suffix(".old")
             path.rename(old)
             partial.rename(path)
             _remove(old)
@@ -91,6 +93,18 @@ def write_json(path: Path, content: Any) -> None:
     """JSON, atomically."""
     with atomic(path) as partial:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes of this host that are gone had begun to write for ``path``."""
+    for left in path.parent.glob(f".{path.name}.{HOST}.*"):
+        pid = left.name.split(".")[-2]
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            _remove(left)
+        except PermissionError:  # it lives, and is another user's
+            continue
 
 
 def _remove(path: Path) -> None:

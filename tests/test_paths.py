@@ -1,5 +1,8 @@
 """Artefacts are whole or not at all."""
 
+import subprocess
+import sys
+
 import pytest
 
 from nsdcap.paths import Cell, artefact, atomic
@@ -33,3 +36,21 @@ def test_a_folder_takes_the_place_of_a_folder(tmp_path):
             (partial / f"{text}.txt").write_text(text)
     assert [p.name for p in path.iterdir()] == ["two.txt"]
     assert [p.name for p in tmp_path.iterdir()] == ["report"]
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path):
+    path = tmp_path / "a.h5"
+    code = (
+        "import os, sys, signal; from pathlib import Path; from nsdcap.paths import atomic\n"
+        "with atomic(Path(sys.argv[1])) as partial:\n"
+        "    partial.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(path)])
+    assert killed.returncode == -9
+    assert [p.name.endswith(".partial") for p in tmp_path.iterdir()] == [True]
+    other = tmp_path / ".a.h5.elsewhere.1.partial"  # another host's may be alive
+    other.write_text("")
+    with atomic(path) as partial:
+        partial.write_text("whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "a.h5"]
+    assert path.read_text() == "whole"
