@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from nsdcap.config import PHASES, Caption, Models
-from nsdcap.devices import choose_device
+from nsdcap.devices import choose_device, quiet
 from nsdcap.errors import DataError
 
 
@@ -28,14 +28,21 @@ class Blip:
     """
 
     def __init__(self, models: Models, caption: Caption):
-        from transformers import BlipForConditionalGeneration, BlipProcessor
+        from transformers import (
+            AutoTokenizer,
+            BlipForConditionalGeneration,
+            BlipImageProcessorPil,
+        )
 
+        quiet()
         where = models.blip
         try:
             self.model, report = BlipForConditionalGeneration.from_pretrained(
                 where, dtype=torch.float32, output_loading_info=True
             )
-            processor = BlipProcessor.from_pretrained(where)
+            self.tokenizer = AutoTokenizer.from_pretrained(where)
+            # PIL whatever else is installed: another resize gives other features
+            images = BlipImageProcessorPil.from_pretrained(where)
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(
                 f"models.blip = {where!r}: no BLIP captioner could be read there ({_first(error)}); "
@@ -49,7 +56,6 @@ class Blip:
             )
         self.device = choose_device(models.device)
         self.model.eval().requires_grad_(False).to(self.device)
-        self.tokenizer, images = processor.tokenizer, processor.image_processor
         self.size = models.picture_size or self.model.config.vision_config.image_size
         images.size = {"height": self.size, "width": self.size}
         images.do_normalize = models.normalise

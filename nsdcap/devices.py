@@ -1,4 +1,4 @@
-"""Which processor the models run on."""
+"""Which processor the models run on, and their libraries kept from chatting."""
 
 from __future__ import annotations
 
@@ -24,3 +24,13 @@ def choose_device(wanted: str):
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"models.device = {wanted!r}: torch finds no GPU here; use auto or cpu")
     return device
+
+
+def quiet() -> None:
+    """No loading bars and no advice from transformers and diffusers; their errors stay."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()

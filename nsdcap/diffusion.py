@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from nsdcap.config import Models, Reconstruct
-from nsdcap.devices import choose_device
+from nsdcap.devices import choose_device, quiet
 from nsdcap.errors import DataError
 
 
@@ -33,6 +33,7 @@ class Diffusion:
     def __init__(self, models: Models, settings: Reconstruct):
         from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 
+        quiet()
         where = models.diffusion
         self.device = choose_device(models.device)
         try:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from nsdcap.config import Models
-from nsdcap.devices import choose_device
+from nsdcap.devices import choose_device, quiet
 from nsdcap.errors import DataError
 
 
@@ -20,11 +20,14 @@ class Clip:
     """
 
     def __init__(self, models: Models):
-        from transformers import CLIPModel, CLIPProcessor
+        from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
+        quiet()
         try:
             self.model = CLIPModel.from_pretrained(models.clip, dtype=torch.float32)
-            self.processor = CLIPProcessor.from_pretrained(models.clip)
+            self.tokenizer = AutoTokenizer.from_pretrained(models.clip)
+            # PIL whatever else is installed: another resize gives other embeddings
+            self.images = CLIPImageProcessorPil.from_pretrained(models.clip)
         except (OSError, ValueError, RuntimeError) as error:
             raise DataError(
                 f"models.clip = {models.clip!r}: no CLIP model could be read there "
@@ -40,7 +43,7 @@ class Clip:
         parts = []
         for start in range(0, len(pictures), self.batch):
             batch = list(pictures[start : start + self.batch])
-            pixels = self.processor.image_processor(batch, return_tensors="pt")["pixel_values"]
+            pixels = self.images(batch, return_tensors="pt")["pixel_values"]
             pooled = self.model.vision_model(pixels.to(self.device)).pooler_output
             parts.append(self._unit(self.model.visual_projection(pooled)))
         return np.concatenate(parts)
@@ -50,7 +53,7 @@ class Clip:
         """Embeddings (n, d) float32 of unit length for texts, cut to the model's positions."""
         parts = []
         for start in range(0, len(texts), self.batch):
-            tokens = self.processor.tokenizer(
+            tokens = self.tokenizer(
                 texts[start : start + self.batch],
                 padding="max_length",
                 truncation=True,
