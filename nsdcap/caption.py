@@ -23,7 +23,7 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
 
     Arms: ``brain`` from z_v decoded from activity; ``brain_gain`` the same with decode.gain = "cv";
     ``picture`` from the picture's own z_v, the captioner's best; ``nearest`` the first human caption
-    of the training picture whose z_v correlates most with the decoded one, which train and test
+    of the training picture whose z_v is nearest to the decoded one, which train and test
     pictures that resemble each other flatter. ``clip`` is each caption's cosine with the shown picture,
     ``clip_chance`` the mean and sd of its mean over shuffled pictures.
 
@@ -75,18 +75,17 @@ def shuffled_mean(similar: np.ndarray, seed: int, n_shuffles: int = 1000) -> tup
 
 
 def nearest_rows(decoded: np.ndarray, training: h5py.Dataset, block: int) -> np.ndarray:
-    """Row (n_test,) of the training picture whose latent correlates most with each decoded one.
+    """Row (n_test,) of the training picture whose latent points most as each decoded one does.
 
-    decoded (n_test, n_targets) float32; training (n_pictures, n_targets), read in column blocks.
+    Cosine of the deviations from the training pictures' mean: what all pictures share says nothing of
+    which is near. decoded (n_test, n_targets) float32; training (n_pictures, n_targets), read in
+    column blocks.
     """
-    n = len(training)
-    dot = np.zeros((len(decoded), n))
-    total, squares = np.zeros(n), np.zeros(n)
-    centred = decoded - decoded.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
+    dot, squares = np.zeros((len(decoded), len(training))), np.zeros(len(training))
     for columns in blocks(training.shape[1], block):
         part = training[:, columns]  # (n_pictures, b)
-        dot += centred[:, columns] @ part.T
-        total += part.sum(1, dtype=np.float64)
+        mean = part.mean(0)
+        part -= mean
+        dot += (decoded[:, columns] - mean) @ part.T
         squares += np.square(part, dtype=np.float64).sum(1)
-    spread = np.sqrt(squares - total**2 / training.shape[1])
-    return (dot / spread).argmax(1)
+    return (dot / np.sqrt(squares)).argmax(1)
