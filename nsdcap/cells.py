@@ -72,9 +72,12 @@ class Ledger:
         """All that decides a cell's result, and its ``signature``."""
         if cell not in self._depends:
             stage = STAGES[cell.stage]
+            chosen = {name: _setting(self.settings, name) for name in stage.settings}
+            if "data.sessions" in chosen:  # 0, all that there are, is another number tomorrow
+                chosen["data.sessions"] = len(sessions_of(self.settings, self.nsd, cell.subject))
             found = {
                 "version": __version__,
-                "settings": {name: _setting(self.settings, name) for name in stage.settings},
+                "settings": chosen,
                 "files": self._files(cell),
                 "inputs": {
                     str(other): self.depends(other)["signature"]

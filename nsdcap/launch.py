@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,6 +109,7 @@ def launch(options: argparse.Namespace) -> int:
                     f"the miniature would be made in {out / 'nsd'} (half a minute, 0.2 GB); run once"
                 )
                 return 0
+            make_folder(out)
             built_in.make(out / "nsd")
     from nsdcap.cells import Ledger
 
@@ -183,12 +185,22 @@ def write_settings(settings: Config, out: Path) -> None:
     from nsdcap.paths import atomic, config_file
 
     text, file = config.dump(settings), config_file(out)
+    make_folder(out)
+    if not file.exists() or file.read_text() != text:
+        with atomic(file) as partial:
+            partial.write_text(text)
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder of the results, and try that it can be written."""
     try:
-        if not file.exists() or file.read_text() != text:
-            with atomic(file) as partial:
-                partial.write_text(text)
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror})") from None
+        raise UsageError(
+            f"--out {out}: cannot be written ({error.strerror}); name another folder"
+        ) from None
 
 
 def run_inline(ledger: Ledger, cells: list[Cell], force: bool) -> int:

@@ -151,6 +151,10 @@ def encode_states(config: Config) -> tuple[int, ...]:
 @lru_cache
 def _text_layers(where: str) -> int:
     """Layers of a BLIP's text decoder, from its configuration alone."""
+    if not where:
+        raise DataError(
+            "models.blip is empty: give a Hugging Face folder or a hub id of a BLIP captioner"
+        )
     file = Path(where) / "config.json"
     if not file.is_file():
         from huggingface_hub import hf_hub_download

@@ -83,6 +83,29 @@ def test_a_changed_data_file_makes_its_cells_stale(tree_copy, tmp_path):
     assert {"prepare subj01", "decode subj01", "features", "features subj02"}.isdisjoint(changed)
 
 
+def test_all_sessions_are_as_many_as_there_are(tree_copy, tmp_path):
+    def made_from(sessions):
+        places = [*miniature.places(tree_copy), "data.subjects=[1, 2]", f"data.sessions={sessions}"]
+        ledger = Ledger(config.load(settings=tuple(places)), tmp_path / "out")
+        cells = (Cell("prepare", 1), Cell("prepare", 2), Cell("features"))
+        return [ledger.depends(cell)["signature"] for cell in cells]
+
+    assert made_from(0) == made_from(2)
+    config_of_one = made_from(1)
+    for file in tree_copy.rglob("subj01/**/betas_session02.*"):
+        file.unlink()
+    fewer = made_from(0)
+    assert fewer[0] == config_of_one[0]
+    assert fewer[1:] == made_from_both(tree_copy, tmp_path)
+
+
+def made_from_both(tree: Path, tmp_path: Path) -> list[str]:
+    """Signatures of subject 2's and the shared cell with two sessions."""
+    places = [*miniature.places(tree), "data.subjects=[2]", "data.sessions=2"]
+    ledger = Ledger(config.load(settings=tuple(places)), tmp_path / "out")
+    return [ledger.depends(cell)["signature"] for cell in (Cell("prepare", 2), Cell("features"))]
+
+
 def test_local_executor_runs_the_same_function(command):
     arguments, out = command
     assert launch.main([*arguments, "--stage", "prepare"]) == 0
@@ -137,6 +160,7 @@ def test_status_tells_and_exits_75_until_all_is_done(command, capsys):
         (["--set", "data.sessions=3"], 65, "betas of session 3"),
         (["--set", "models.blip='/no/such/folder'"], 65, "models.blip"),
         (["--nsd-root", "/no/such"], 65, "no folder nsddata/"),
+        (["--set", "models.blip=''"], 65, "models.blip is empty"),
         (["--config", "/no/such.toml"], 2, "cannot be read"),
     ],
 )
@@ -147,6 +171,13 @@ def test_bad_input_is_one_sentence_before_any_work(command, capsys, extra, code,
     assert words in said
     assert len(said.splitlines()) == 1
     assert not out.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        assert launch.main(["--out", str(out)]) == 2
+        assert "cannot be written" in capsys.readouterr().err
 
 
 def test_usage_errors_of_the_parser_exit_2(capsys):
