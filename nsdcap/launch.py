@@ -7,6 +7,8 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,9 +242,10 @@ def run_local(ledger: Ledger, cells: list[Cell], force: bool, jobs: int) -> int:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     cell = waiting.pop(0)
-                    job = executor.submit(
-                        run_cell, str(ledger.out), cell.stage, cell.subject, cell.layer, force
-                    )
+                    with stderr_to(ledger.out / "log" / "launcher.txt"):
+                        job = executor.submit(
+                            run_cell, str(ledger.out), cell.stage, cell.subject, cell.layer, force
+                        )
                     running[cell] = (job, time.monotonic())
                 for cell, (job, start) in list(running.items()):
                     if not job.done():
@@ -260,6 +263,23 @@ def run_local(ledger: Ledger, cells: list[Cell], force: bool, jobs: int) -> int:
             for job, _ in running.values():
                 job.cancel(check=False)
     return tally.close(ledger)
+
+
+@contextmanager
+def stderr_to(path: Path) -> Iterator[None]:
+    """Processes started in the block write their errors to ``path``.
+
+    submitit's helper processes inherit standard error, and print a traceback each on Ctrl-C.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = os.dup(2)
+    try:
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class Tally:
