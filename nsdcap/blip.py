@@ -28,13 +28,13 @@ class Blip:
     """
 
     def __init__(self, models: Models, caption: Caption):
+        quiet()
         from transformers import (
             AutoTokenizer,
             BlipForConditionalGeneration,
             BlipImageProcessorPil,
         )
 
-        quiet()
         where = models.blip
         try:
             self.model, report = BlipForConditionalGeneration.from_pretrained(

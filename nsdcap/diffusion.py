@@ -31,9 +31,9 @@ class Diffusion:
     """
 
     def __init__(self, models: Models, settings: Reconstruct):
+        quiet()
         from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
 
-        quiet()
         where = models.diffusion
         self.device = choose_device(models.device)
         try:

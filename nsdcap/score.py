@@ -20,9 +20,9 @@ class Clip:
     """
 
     def __init__(self, models: Models):
+        quiet()
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
-        quiet()
         try:
             self.model = CLIPModel.from_pretrained(models.clip, dtype=torch.float32)
             self.tokenizer = AutoTokenizer.from_pretrained(models.clip)

@@ -149,6 +149,7 @@ def test_both_arms_show_more_of_what_was_seen_than_shuffled(run, scenes, subject
         seen = [scenes[int(i)] for i in file["nsd_id"][:]]
         shown = file["clip_shown"][:]
         arms = {arm: (file[arm][:, 0], file[f"clip_{arm}"][:, 0]) for arm in ("caption", "direct")}
+        coarse = judge(file["coarse"][:]).agree(seen)
     n = len(seen)
     for pictures, embedded in arms.values():
         similar = embedded @ shown.T
@@ -159,6 +160,9 @@ def test_both_arms_show_more_of_what_was_seen_than_shuffled(run, scenes, subject
         rolled = [verdict.agree([seen[j] for j in np.roll(np.arange(n), k)]) for k in range(1, n)]
         for part in ("place", "colour"):
             assert own[part] > max(other[part] for other in rolled), part
+        # place is in the coarse picture already; the text brings colour and kind
+        for part in ("colour", "kind"):
+            assert own[part] > coarse[part] + 0.2, part
 
 
 @pytest.fixture(scope="session")
