@@ -107,9 +107,12 @@ def launch(options: argparse.Namespace) -> int:
 
         if not built_in.is_made(out / "nsd"):
             if options.dry_run:
+                cells = chosen_cells(options.stage, settings)
+                print(*(f"{cell}: run, not computed yet" for cell in cells), sep="\n")
                 print(
-                    f"the miniature would be made in {out / 'nsd'} (half a minute, 0.2 GB); run once"
+                    f"{len(cells)} cells would run, minutes in all; costs are known when the miniature is"
                 )
+                print(f"made, which would come first: {out / 'nsd'}, half a minute, 0.2 GB")
                 return 0
             make_folder(out)
             built_in.make(out / "nsd")

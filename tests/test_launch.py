@@ -38,6 +38,14 @@ def test_plan_writes_nothing_and_names_every_cell(command, capsys):
     assert not out.exists()
 
 
+def test_plan_of_the_miniature_before_it_is_made(tmp_path, capsys):
+    assert launch.main(["--dry-run", "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert "encode subj07 layer06: run" in text
+    assert "54 cells would run" in text
+    assert not (tmp_path / "out").exists()
+
+
 def test_done_is_skipped_and_a_setting_makes_it_stale(command, capsys):
     arguments, out = command
     stage = [*arguments, "--stage", "prepare"]
