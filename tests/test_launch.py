@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -207,11 +206,6 @@ def test_help_and_import_load_nothing_heavy():
             [sys.executable, "-c", probe], capture_output=True, text=True, check=True
         )
         assert found.stdout.strip() == "[]"
-    start = time.process_time()
-    subprocess.run(
-        [sys.executable, "-m", "nsdcap.launch", "--help"], check=True, capture_output=True
-    )
-    assert time.process_time() - start < 5  # the child's time is not in it; a hang would be
 
 
 HEAVY = {"torch", "numpy", "h5py", "transformers", "diffusers", "scipy", "rich", "submitit"}
