@@ -163,7 +163,8 @@ def encode_dual(
     Memory: about 5 n^2 float64 beside the kernel, and n x ``block`` responses a few times.
     """
     _check_encode(kernel, data, folds, alphas, test, square=True)
-    return _encode([_kernel_maker(kernel, test, data, intercept)], data, folds, alphas, block)
+    maker = _kernel_maker((kernel,), (test,), (1.0,), data, intercept)
+    return _encode([maker], data, folds, alphas, block)
 
 
 def encode_joint(
@@ -193,21 +194,29 @@ def encode_joint(
             f"kernels of trace {traces} about the mean: expected above 0; leave out a feature space "
             "that is the same for every picture"
         )
-    makers = []
-    for ratio in ratios:
-        one, two = 1 / traces[0], ratio / traces[1]
-        kernel = one * kernels[0] + two * kernels[1]
-        test = one * tests[0] + two * tests[1]
-        makers.append(_kernel_maker(kernel, test, data, True))
+    makers = [
+        _kernel_maker(kernels, tests, (1 / traces[0], ratio / traces[1]), data, True)
+        for ratio in ratios
+    ]
     return _encode(makers, data, folds, alphas, block)
 
 
 def _kernel_maker(
-    kernel: Any, test: Any, data: Collapsed, intercept: bool
-) -> Callable[[Any, Any], Basis]:
+    kernels: Sequence[Any], tests: Sequence[Any], weights: Sequence[float], data: Collapsed,
+    intercept: bool,
+) -> Callable[[Any, Any], Basis]:  # fmt: skip
+    """Bases from the weighted sum of kernels, which is formed for the rows that are needed alone."""
+
+    def summed(parts: Sequence[Any], rows: Any, columns: Any) -> Any:
+        terms = (w * part[rows][:, columns] for part, w in zip(parts, weights, strict=True))
+        total = next(terms)
+        for term in terms:
+            total += term
+        return total
+
     def make(train: Any, left: Any) -> Basis:
-        others = test[:, train] if left is None else kernel[left][:, train]
-        return dual_basis(kernel[train][:, train], data.counts[train], others, intercept)
+        others = summed(tests, slice(None), train) if left is None else summed(kernels, left, train)
+        return dual_basis(summed(kernels, train, train), data.counts[train], others, intercept)
 
     return make
 
