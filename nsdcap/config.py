@@ -66,6 +66,7 @@ class Ridge:
     alphas: tuple[float, ...] = tuple(float(f"{10 ** (2 * k / 3 - 5):.4g}") for k in range(16))
     absolute: bool = False
     block: int = 4096  # targets held in memory at once
+    device: str = "auto"  # cpu, cuda, or auto: CuPy's GPU where there is one
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,9 @@ def estimate(cell: Cell, ledger: Ledger) -> str:
     if cell.stage == "prepare":
         size = 2 * len(ids) * voxels / 1e9
         return f"{voxels:,} voxels, {size:.2g} GB read, {2 * size:.2g} GB written"
+    folds, alphas = config.ridge.folds, len(config.ridge.alphas)
     if cell.stage == "decode":
-        small, folds, alphas = min(trials, voxels), config.ridge.folds, len(config.ridge.alphas)
+        small = min(trials, voxels)
         flops = 2.0 * (folds + 1) * trials * small * voxels
         flops += 2 * targets * (folds + 1) * (pictures * small + alphas * trials / folds * small)
         return f"{trials:,} trials x {voxels:,} voxels -> {targets:,} targets, {flops / 1e12:.2g} TFLOP"
@@ -64,9 +65,13 @@ def estimate(cell: Cell, ledger: Ledger) -> str:
         steps = int(settings.steps * settings.strength)
         passes = 2 * 2 * tests * settings.samples * steps
         return f"{2 * tests * settings.samples:,} pictures, {passes:,} passes of the UNet"
-    folds, alphas = config.ridge.folds + 1, len(config.ridge.alphas)
-    flops = 1.0 * folds * (10 * pictures**3 + 2 * alphas * pictures**2 * voxels / folds)
-    flops *= 1 if cell.layer is None else 1 + 3 * len(config.encode.ratios)
+    if cell.stage == "kernel":
+        flops, size = 10.0 * (folds + 1) * pictures**3, 8 * (folds + 1) * pictures**2
+        return f"{pictures:,} pictures, {flops / 1e12:.2g} TFLOP, {size / 1e9:.2g} GB written"
+    flops = 2.0 * alphas * pictures**2 * voxels  # z_v, its errors under each penalty
+    if cell.layer is not None:
+        width, ratios = 768, len(config.encode.ratios)
+        flops += 3.0 * alphas * folds * width * voxels * (2 * pictures + ratios * width)
     return f"{pictures:,} pictures x {voxels:,} voxels, {flops / 1e12:.2g} TFLOP"
 
 

@@ -8,11 +8,13 @@ import h5py
 import numpy as np
 
 from nsdcap.config import STREAMS, Config
+from nsdcap.decode_bases import DecodeBases, decode_bases
+from nsdcap.devices import array_library
 from nsdcap.features import open_features, rows_of
 from nsdcap.folds import grouped_folds
 from nsdcap.paths import Cell, artefact
 from nsdcap.ridge import edge_share
-from nsdcap.ridge_decode import DecodeBases, decode_bases, decode_cv
+from nsdcap.ridge_decode import decode_cv
 
 LATENTS = ("z_v", "c", "z")
 
@@ -38,6 +40,7 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
         folds = grouped_folds(trial_ids, config.ridge.folds, config.seed)
     else:
         folds = np.arange(len(trial_ids)) * config.ridge.folds // len(trial_ids)
+    xp = array_library(config.ridge.device)
     with h5py.File(target, "w") as file, open_features(out, cell.subject) as features:
         file["nsd_id"] = test_ids
         picture = rows_of(features, trial_ids)
@@ -48,7 +51,11 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
             if roi not in bases:  # latents of one ROI share its factorisations
                 bases = {
                     roi: decode_bases(
-                        train[:, voxels], picture, test[:, voxels], folds, len(features["nsd_id"])
+                        xp.asarray(train[:, voxels]),
+                        picture,
+                        xp.asarray(test[:, voxels]),
+                        folds,
+                        len(features["nsd_id"]),
                     )
                 }
             group = file.create_group(name)
@@ -65,7 +72,7 @@ def _decode_one(
 ) -> None:
     """One latent: predict the test pictures, and write block by block."""
     n_targets = latents.shape[1]
-    predicted = group.create_dataset("predicted", (len(bases.whole.out), n_targets), "f4")
+    predicted = group.create_dataset("predicted", (bases.whole.out.shape[0], n_targets), "f4")
     mean = group.create_dataset("mean", n_targets, "f4")
     index = np.zeros(n_targets, dtype=int)
     cv_r2 = np.zeros(n_targets, dtype=np.float32)
@@ -80,7 +87,7 @@ def _decode_one(
         columns = slice(block.start, block.stop)
         predicted[:, columns], mean[columns] = block.predictions, block.y_mean
         index[columns] = block.alpha_index
-        cv_r2[columns] = block.cv_scores.max(0)
+        cv_r2[columns] = block.cv_r2
         sums += block.truth, block.predicted
     group["alpha_index"], group["cv_r2"] = index, cv_r2
     group.attrs["gain"] = np.sqrt(sums[0] / sums[1])

@@ -11,8 +11,9 @@ import numpy as np
 class Collapsed:
     """Trials by picture: what weighted least squares on pictures needs to equal that on trials.
 
-    ``ids`` (n,) sorted groups, ``counts`` (n,) repeats of each, ``mean`` (n, t) float64 over the
-    repeats, ``within`` (n, t) float64 sum of squares of the repeats about their mean.
+    ``ids`` (n,) sorted groups, ``counts`` (n,) repeats of each, ``mean`` (n, t) over the repeats, in
+    the trials' own precision, ``within`` (t,) float64 sum of squares of all trials about the mean of
+    their group.
     """
 
     ids: np.ndarray
@@ -46,9 +47,9 @@ def grouped_folds(groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
 
 
 def collapse(responses: np.ndarray, groups: np.ndarray, block: int = 2048) -> Collapsed:
-    """Collapse trials (n_trials, t), an array or an HDF5 dataset, of the same group; exact, float64.
+    """Collapse trials (n_trials, t), an array or an HDF5 dataset, of the same group.
 
-    Memory: two arrays (n_groups, t) float64 and one block of the trials.
+    Sums are taken in float64. Memory: one array (n_groups, t) and ``block`` columns of the trials.
 
     Raises
     ------
@@ -62,15 +63,17 @@ def collapse(responses: np.ndarray, groups: np.ndarray, block: int = 2048) -> Co
     ids, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.argsort(member, kind="stable")
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    mean = np.empty((len(ids), responses.shape[1]))
-    within = np.empty_like(mean)
+    precision = np.float32 if responses.dtype == np.float32 else np.float64
+    mean = np.empty((len(ids), responses.shape[1]), dtype=precision)
+    within = np.empty(responses.shape[1])
     for start in range(0, responses.shape[1], block):
         columns = slice(start, start + block)
         sorted_trials = responses[:, columns].astype(np.float64)[order]
         if not np.isfinite(sorted_trials).all():
             bad = start + int(np.flatnonzero(~np.isfinite(sorted_trials).all(0))[0])
             raise ValueError(f"responses: column {bad} is not finite; leave such voxels out first")
-        mean[:, columns] = np.add.reduceat(sorted_trials, starts) / counts[:, None]
-        sorted_trials -= np.repeat(mean[:, columns], counts, axis=0)
-        within[:, columns] = np.add.reduceat(sorted_trials**2, starts)
+        block_mean = np.add.reduceat(sorted_trials, starts) / counts[:, None]
+        mean[:, columns] = block_mean
+        sorted_trials -= np.repeat(block_mean, counts, axis=0)
+        within[columns] = np.einsum("ij,ij->j", sorted_trials, sorted_trials)
     return Collapsed(ids, counts, mean, within)

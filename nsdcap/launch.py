@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from nsdcap.cells import Ledger
     from nsdcap.config import Config
 
-STAGE_NAMES = ("prepare", "features", "decode", "caption", "reconstruct", "encode", "aggregate")
+STAGE_NAMES = (
+    "prepare", "features", "decode", "caption", "reconstruct", "kernel", "encode", "aggregate",
+)  # fmt: skip
 MINIATURE_OUT = Path("nsdcap-miniature")
 
 EPILOG = """\

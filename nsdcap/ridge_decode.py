@@ -1,7 +1,14 @@
 """Ridge from voxels to latents of pictures: many targets, streamed in blocks.
 
-The factorisations of ``ridge.py`` with the voxels of single trials on the left. A picture's repeats
-share its latent, so the hat matrix's columns of one picture are summed and its targets read once.
+Voxels of single trials are on the left, and a picture's repeats share its latent: with S the trials'
+pictures, predictions are (H S) y for the latents y of pictures, which are read once. A penalty's squared
+errors over all trials left out are found in whichever of two ways takes fewer operations:
+
+- in the eigenbasis of each fold, |Q' y - R D V'X'S y|^2, R a triangle (``ridge.triangle``);
+- pooled, y' M y with one matrix (n_pictures, n_pictures) a penalty, half of which is multiplied: the
+  errors of all folds at once.
+
+One penalty for all targets needs neither: sums over targets are read off the Gram matrix of the targets.
 """
 
 from __future__ import annotations
@@ -12,109 +19,61 @@ from typing import Any
 
 import numpy as np
 
-from nsdcap.ridge import Basis, alpha_grid, blocks, dual_basis, predict, primal_basis
+from nsdcap.decode_bases import DecodeBases
+from nsdcap.ridge import (
+    ROWS,
+    Triangle,
+    alpha_grid,
+    array_module,
+    blocks,
+    r2,
+    squared_errors,
+    squares,
+    to_host,
+    triangle,
+    triangle_flops,
+)
+from nsdcap.streams import ahead, fitting_block, uploader
+
+POOLED_LIMIT = 4e9  # bytes that the pooled form's matrices may take
 
 
 @dataclass(frozen=True)
 class DecodedBlock:
     """Targets start..stop: ``predictions`` (m, b), training ``y_mean`` (b,), ``alpha_index`` (b,),
-    ``cv_scores`` (n_alphas, b); squared lengths of the targets, ``truth``, and of their
-    cross-validated predictions, ``predicted``, about the training mean, over pictures: the square
-    root of their ratio is the gain that gives predictions the length of the truth."""
+    ``cv_r2`` (b,) under that penalty, ``cv_scores`` (n_alphas, b) under each, or, with one penalty for
+    all, (n_alphas, 1), their mean over all targets. Squared lengths of the targets, ``truth``, and of
+    their cross-validated predictions, ``predicted``, about the training mean, over pictures (0 where no
+    gain was asked for): the square root of their ratio is the gain that gives predictions the length of
+    the truth."""
 
     start: int
     stop: int
     predictions: np.ndarray
     y_mean: np.ndarray
     alpha_index: np.ndarray
+    cv_r2: np.ndarray
     cv_scores: np.ndarray
     truth: float
     predicted: float
 
 
-@dataclass(frozen=True)
-class DecodeBases:
-    """Factorisations of the voxels for each fold and for all trials; they serve every latent.
-
-    ``into`` of each is (k, n_pictures): the columns of a picture's repeats are summed.
-    """
-
-    folds: list[
-        tuple[Basis, np.ndarray, np.ndarray]
-    ]  # basis, trials per picture, pictures left out
-    whole: Basis
-    counts: np.ndarray
-
-
-def decode_bases(voxels: Any, picture: Any, test: Any, folds: Any, n_pictures: int) -> DecodeBases:
-    """Factorise voxels (n_trials, p) of single trials, for ``test`` voxels (m, p).
-
-    ``picture`` (n_trials,) is each trial's row of the latents, ``folds`` (n_trials,) its fold. The
-    smaller of the voxels' and the trials' Gram matrix is factorised, in float64; what multiplies the
-    targets is kept in the voxels' own precision. Memory: (folds + 1) k (n_pictures + n_trials / folds)
-    of these, k = min(n_trials, p), and one float64 Gram matrix.
-
-    Raises
-    ------
-    ValueError
-        Shapes that disagree, numbers that are not finite, fewer than two folds.
-    """
-    if voxels.ndim != 2 or test.ndim != 2:
-        raise ValueError(f"voxels {voxels.shape}, test {test.shape}: expected (n, p) and (m, p)")
-    n, p = voxels.shape
-    for name, array, expected in (
-        ("picture", picture, (n,)),
-        ("folds", folds, (n,)),
-        ("test", test, (len(test), p)),
-    ):
-        if array.shape != expected:
-            raise ValueError(
-                f"{name} is {array.shape}, expected {expected} beside voxels {voxels.shape}"
-            )
-    if picture.min() < 0 or picture.max() >= n_pictures:
-        raise ValueError(
-            f"picture: found rows {picture.min()} to {picture.max()}, expected 0 to {n_pictures - 1}"
-        )
-    for name, array in (("voxels", voxels), ("test", test)):
-        if not np.isfinite(array).all():
-            raise ValueError(
-                f"{name} {array.shape} holds numbers that are not finite; leave such voxels out"
-            )
-    if len(np.unique(folds)) < 2:
-        raise ValueError(f"folds: found {np.unique(folds)}, expected at least two")
-
-    def make(train: Any, others: Any) -> Basis:
-        rows = voxels[train].astype(np.float64)
-        ones = np.ones(len(rows))
-        if p <= len(rows):
-            basis = primal_basis(rows, ones, others.astype(np.float64))
-        else:
-            basis = dual_basis(rows @ rows.T, ones, others.astype(np.float64) @ rows.T)
-        summed = np.zeros((len(basis.values), n_pictures))
-        np.add.at(summed.T, picture[train], basis.into.T)
-        return Basis(
-            basis.values, summed.astype(voxels.dtype), basis.out.astype(voxels.dtype), basis.scale
-        )
-
-    parts = []
-    for fold in np.unique(folds):
-        train, left = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-        counts = np.bincount(picture[train], minlength=n_pictures).astype(np.float64)
-        parts.append((make(train, voxels[left]), counts, picture[left]))
-    counts = np.bincount(picture, minlength=n_pictures).astype(np.float64)
-    return DecodeBases(parts, make(np.arange(n), test), counts)
-
-
 def decode_cv(
     bases: DecodeBases, read_targets: Callable[[int, int], Any], n_targets: int,
     alphas: Sequence[float], *, block: int = 4096, per_target: bool = True, relative: bool = True,
+    gain: bool = True, form: str | None = None,
 ) -> Iterator[DecodedBlock]:  # fmt: skip
     """Predict latents of the test pictures, block by block, penalties by cross-validation.
 
-    ``read_targets(start, stop)`` gives columns (n_pictures, b) of the latents. One penalty a target:
-    one pass over the targets; one for all of them: two, scores then predictions. ``alphas`` are
-    multiples of the mean eigenvalue, or (``relative`` false) the penalties themselves. Scores are R2
-    over the single trials left out. Memory: ``block`` targets of the pictures, a few times.
+    ``read_targets(start, stop)`` gives columns (n_pictures, b) of the latents; a thread reads the next
+    block meanwhile. One penalty a target: one pass over the targets; one for all of them (the best mean
+    R2): two, its choice and predictions. ``alphas`` are multiples of the mean eigenvalue, or (``relative``
+    false) the penalties themselves. Scores are R2 over the single trials left out. ``form`` "basis" or
+    "pooled" overrides the choice by ``flops``.
+
+    Memory beside the bases, n pictures, m test pictures, k eigenvectors: block (3 n + folds k + m) numbers
+    of the targets' precision; (n_alphas) m n of the voxels'; pooled n_alphas n^2 (twice with ``gain``) of
+    it, at most 4e9 bytes; one penalty 3 n^2 float64 in its first pass. None depends on ``n_targets``.
 
     Raises
     ------
@@ -122,68 +81,247 @@ def decode_cv(
         Targets that are not finite or of another number of pictures, a penalty not above 0.
     """
     grid = alpha_grid(alphas)
-    common: int | None = None
+    xp = array_module(bases.whole.into)
+    width = len(bases.folds) * len(bases.whole.values) + 4 * bases.n_pictures
+    block = fitting_block(xp, block, 4 * width)
+    upload = uploader(xp)
+
+    def read(part: slice) -> tuple[Any, Any]:
+        y, mean = _read(bases, read_targets, part)
+        return upload(y), mean
+
+    common: np.ndarray | None = None
     if not per_target:
-        scores = sum(
-            _decode_scores(bases, _read(bases, read_targets, part), grid, relative).sum(1)
-            for part in blocks(n_targets, block)
+        common = _common_scores(bases, ahead(read, blocks(n_targets, block)), grid, relative)
+        chosen = int(common.argmax())
+        solver = _Solver(bases, grid[chosen : chosen + 1], relative, gain, form, n_targets)
+    else:
+        solver = _Solver(bases, grid, relative, gain, form, n_targets)
+    for part, (y, mean) in ahead(read, blocks(n_targets, block)):
+        scores, index, predictions, sums = solver.solve(y)
+        cv_r2 = np.take_along_axis(scores, index[None], 0)[0]
+        if common is not None:
+            index, scores = index + int(common.argmax()), common[:, None]
+        predictions = to_host(predictions) + mean.astype(bases.dtype)
+        yield DecodedBlock(part.start, part.stop, predictions, mean, index, cv_r2, scores, *sums)
+
+
+def flops(bases: DecodeBases, n_alphas: int, n_targets: int, gain: bool) -> dict[str, float]:
+    """Operations of ``n_targets`` targets under ``n_alphas`` penalties, in either form."""
+    n = bases.n_pictures
+    basis = pooled = 0.0
+    for fold in bases.folds:
+        m, k = fold.out.shape
+        n_left, n_train = fold.averaged.shape[0], fold.into.shape[1]
+        a_target = 2 * k * n_train + 2 * min(m, k) * n_left + n_alphas * triangle_flops(m, k)
+        basis += n_targets * (a_target + gain * 2 * n_left * k)
+        rows = m + gain * n_left
+        pooled += n_alphas * rows * n_train * (2.0 * k + n_train)
+    pooled += n_targets * (n_alphas + gain) * n * (n + ROWS)
+    return {"basis": basis, "pooled": pooled}
+
+
+class _Solver:
+    """Scores, penalties and predictions of blocks of targets about their mean."""
+
+    def __init__(
+        self, bases: DecodeBases, grid: np.ndarray, relative: bool, gain: bool, form: str | None,
+        n_targets: int,
+    ) -> None:  # fmt: skip
+        self.bases, self.gain = bases, gain
+        self.xp = array_module(bases.whole.into)
+        self.penalties = [grid * (f.scale if relative else 1.0) for f in bases.folds]
+        whole = bases.whole
+        penalties = grid * (whole.scale if relative else 1.0)
+        self.hats = [
+            ((whole.out / (whole.values + a)) @ whole.into).astype(bases.dtype) for a in penalties
+        ]
+        costs = flops(bases, len(grid), n_targets, gain)
+        size = (1 + gain) * len(grid) * bases.n_pictures**2 * bases.dtype.itemsize / 2
+        if form is None:
+            form = (
+                "pooled" if size <= POOLED_LIMIT and costs["pooled"] < costs["basis"] else "basis"
+            )
+        self.form, self.flops = form, costs[form]
+        if form == "pooled":
+            made = [self._pooled(number) for number in range(len(grid))]
+            self.errors = [pair[0] for pair in made]
+            self.lengths = [pair[1] for pair in made]
+        else:
+            self.triangles = [_fold_triangle(fold, bases.dtype) for fold in bases.folds]
+
+    def solve(self, y: Any) -> tuple[np.ndarray, np.ndarray, Any, tuple[float, float]]:
+        """For y (n, b): scores (n_alphas, b), index (b,), predictions (m, b), ``truth``, ``predicted``."""
+        xp, bases = self.xp, self.bases
+        y2 = y * y
+        total = to_host(bases.counts @ y2)  # float64; y is about its mean
+        shares = [fold.share @ y for fold in bases.folds]  # training means
+        errors, inners = (
+            self._pooled_errors(y) if self.form == "pooled" else self._basis_errors(y, shares)
         )
-        common = int(np.argmax(scores))
-    for part in blocks(n_targets, block):
-        y = _read(bases, read_targets, part)
-        scores = _decode_scores(bases, y, grid, relative)  # (n_alphas, b)
-        index = scores.argmax(0) if common is None else np.full(y.shape[1], common)
-        sums = _gain_sums(bases, y, grid[index], relative)
-        mean = _weighted_mean(bases.counts, y)
-        inner = bases.whole.into @ (y - mean)
-        penalty = grid[index] * (bases.whole.scale if relative else 1.0)
-        predicted = predict(bases.whole, inner, penalty.astype(y.dtype)) + mean
-        yield DecodedBlock(part.start, part.stop, predicted, mean, index, scores, *sums)
+        scores = r2(np.maximum(to_host(errors), 0), total)
+        index = scores.argmax(0)
+        predictions = xp.empty((len(bases.whole.out), y.shape[1]), dtype=bases.dtype)
+        predicted = 0.0
+        for number in np.unique(index):
+            some = xp.asarray(np.flatnonzero(index == number))
+            own = y if len(some) == y.shape[1] else y[:, some]
+            predictions[:, some] = self.hats[number] @ own
+            if self.gain and self.form == "pooled":
+                predicted += float(_quadratic(self.lengths[number], own).sum())
+        truth = 0.0
+        if self.gain:
+            for fold, share in zip(bases.folds, shares, strict=True):
+                truth += float(squares(y[fold.left] - share).sum())
+            if self.form == "basis":
+                predicted = self._basis_lengths(inners, index)
+        return scores, index, predictions, (truth, predicted)
+
+    # --- in the eigenbasis of each fold
+
+    def _basis_errors(self, y: Any, shares: list[Any]) -> tuple[Any, list[Any]]:
+        """Squared errors (n_alphas, b) over trials, and targets in each fold's eigenbasis (k, b)."""
+        xp, found, inners = self.xp, 0, []
+        for fold, penalties, share, (seen, parts) in zip(
+            self.bases.folds, self.penalties, shares, self.triangles, strict=True
+        ):
+            inner = sum(
+                fold.into[:, own] @ y[pictures]
+                for own, pictures in zip(fold.columns, fold.pictures, strict=True)
+            )
+            left = y[fold.left] - share
+            target = seen @ left
+            unseen = xp.zeros(y.shape[1])
+            if len(fold.out) > len(target):
+                unseen = xp.maximum(fold.left_counts @ (left * left) - squares(target), 0)
+            rows = [
+                unseen
+                + squared_errors(parts, (1 / (fold.values + a)).astype(y.dtype), inner, target)
+                for a in penalties
+            ]
+            found = found + xp.stack(rows)
+            inners.append(inner if self.gain else None)
+        return found, inners
+
+    def _basis_lengths(self, inners: list[Any], index: np.ndarray) -> float:
+        xp, found = self.xp, 0.0
+        for fold, penalties, inner in zip(self.bases.folds, self.penalties, inners, strict=True):
+            inner /= fold.values.astype(inner.dtype)[:, None] + xp.asarray(
+                penalties[index].astype(inner.dtype)
+            )
+            found += float(squares(fold.averaged @ inner).sum())
+        return found
+
+    # --- pooled
+
+    def _pooled_errors(self, y: Any) -> tuple[Any, list[Any]]:
+        return self.xp.stack([_quadratic(parts, y) for parts in self.errors]), []
+
+    def _pooled(self, number: int) -> tuple[Triangle, Triangle]:
+        """Matrices of a penalty's squared errors over trials and, for the gain, of squared lengths of
+        predictions over pictures; over all folds, as ``_half``."""
+        xp, n, dtype = self.xp, self.bases.n_pictures, self.bases.dtype
+        errors = xp.zeros((n, n), dtype=dtype)
+        lengths = xp.zeros((n, n) if self.gain else (0, 0), dtype=dtype)
+        for fold, penalties in zip(self.bases.folds, self.penalties, strict=True):
+            shrink = (1 / (fold.values + penalties[number])).astype(dtype)
+            spans = list(zip(fold.columns, fold.pictures, strict=True))
+            if self.gain:
+                _add_square(lengths, (fold.averaged * shrink) @ fold.into, spans)
+            hat = (fold.out * shrink) @ fold.into  # (m_f, n_train)
+            for own, pictures in spans:
+                hat[:, own] += fold.share[pictures]
+            _add_square(errors, hat, spans)
+            # the pictures left out: their own squares, and against what is predicted for them
+            cross = -fold.sums @ hat  # (n_left, n_train)
+            for own, pictures in spans:
+                errors[fold.left, pictures] += cross[:, own]
+                errors[pictures, fold.left] += cross[:, own].T
+            diagonal = xp.arange(fold.left.start, fold.left.stop)
+            errors[diagonal, diagonal] += fold.left_counts.astype(dtype)
+        return _half(errors), _half(lengths)
 
 
-def _read(bases: DecodeBases, read_targets: Callable[[int, int], Any], part: slice) -> Any:
+def _fold_triangle(fold: Any, dtype: Any) -> tuple[Any, Triangle]:
+    """Predictions' triangle, and what brings targets of the pictures left out there (k', n_left)."""
+    xp = array_module(fold.out)
+    q, parts = triangle(fold.out.astype(xp.float64), dtype)
+    return (fold.sums @ q).T.astype(dtype), parts
+
+
+def _add_square(into: Any, rows: Any, spans: list[tuple[slice, slice]]) -> None:
+    """Add rows' rows, columns ``own`` of which are ``pictures`` of ``into``."""
+    square = rows.T @ rows
+    for own, pictures in spans:
+        for other, others in spans:
+            into[pictures, others] += square[own, other]
+
+
+def _half(matrix: Any) -> Triangle:
+    """Blocks of rows of a symmetric matrix from its diagonal on, doubled right of the block's square."""
+    found: Triangle = []
+    for rows in blocks(len(matrix), ROWS):
+        block = matrix[rows, rows.start :].copy()
+        block[:, rows.stop - rows.start :] *= 2
+        found.append((rows, rows.start, block))
+    return found
+
+
+def _quadratic(parts: Triangle, y: Any) -> Any:
+    """y' M y (b,) float64 of the columns of y (n, b), M as ``_half`` gives it."""
+    xp = array_module(y)
+    total = xp.zeros(y.shape[1])
+    for rows, start, block in parts:
+        total += xp.einsum("ij,ij->j", y[rows], block @ y[start:])
+    return total
+
+
+# --- one penalty for all targets ------------------------------------------------------------------
+
+
+def _common_scores(
+    bases: DecodeBases, stream: Iterator[tuple[slice, Any]], grid: np.ndarray, relative: bool
+) -> np.ndarray:
+    """R2 (n_alphas,) of each penalty, mean over targets; one pass over them."""
+    xp = array_module(bases.whole.into)
+    gram = xp.zeros((bases.n_pictures, bases.n_pictures))
+    n_targets = 0
+    for _, (y, _) in stream:
+        total = bases.counts @ (y * y)
+        y *= (xp.where(total > 0, total, xp.inf) ** -0.5).astype(y.dtype)
+        gram += y @ y.T
+        n_targets += y.shape[1]
+    errors = np.zeros(len(grid))
+    gram = gram.astype(bases.dtype)
+    for fold in bases.folds:
+        penalties = grid * (fold.scale if relative else 1.0)
+        spans = list(zip(fold.columns, fold.pictures, strict=True))
+        inner = sum(fold.into[:, own] @ gram[pictures] for own, pictures in spans)  # (k, n)
+        both = sum(inner[:, pictures] @ fold.into[:, own].T for own, pictures in spans)  # (k, k)
+        # what is left out, about the training mean: rows of the identity less the share of each picture
+        left = inner[:, fold.left] - (inner @ fold.share)[:, None]  # (k, n_left)
+        mean = gram @ fold.share
+        own = xp.diag(gram)[fold.left] - 2 * mean[fold.left] + fold.share @ mean
+        cross = xp.einsum("kl,lk->k", left, fold.sums @ fold.out).astype(xp.float64)
+        square = (both * (fold.out.T @ fold.out)).astype(xp.float64)
+        for number, penalty in enumerate(penalties):
+            shrink = 1 / (fold.values + penalty)
+            error = fold.left_counts @ own - 2 * shrink @ cross + shrink @ square @ shrink
+            errors[number] += float(error)
+    return 1 - errors / max(n_targets, 1)
+
+
+def _read(
+    bases: DecodeBases, read_targets: Callable[[int, int], Any], part: slice
+) -> tuple[np.ndarray, np.ndarray]:
+    """Targets (n, b) about their mean over trials, pictures in the bases' order, and that mean (b,)."""
     y = read_targets(part.start, part.stop)
-    if y.shape != (len(bases.counts), part.stop - part.start) or not np.isfinite(y).all():
+    if y.shape != (bases.n_pictures, part.stop - part.start) or not np.isfinite(y).all():
         raise ValueError(
             f"targets {part.start} to {part.stop}: found {y.shape} or numbers that are not finite, expected "
-            f"{(len(bases.counts), part.stop - part.start)} finite ones"
+            f"{(bases.n_pictures, part.stop - part.start)} finite ones"
         )
-    return y.astype(bases.whole.out.dtype, copy=False)
-
-
-def _weighted_mean(counts: Any, y: Any) -> Any:
-    """Mean (b,) over trials of targets (n_pictures, b), in float64 and then in the targets' precision."""
-    return (counts @ y / counts.sum()).astype(y.dtype)
-
-
-def _decode_scores(bases: DecodeBases, y: Any, grid: Any, relative: bool) -> np.ndarray:
-    """R2 (n_alphas, b), mean over folds."""
-    found = np.zeros((len(grid), y.shape[1]))
-    for basis, counts, left in bases.folds:
-        mean = _weighted_mean(counts, y)
-        inner, truth = basis.into @ (y - mean), y[left] - mean
-        total = ((truth - truth.mean(0)) ** 2).sum(0, dtype=np.float64)
-        for row, alpha in enumerate(grid):
-            penalty = y.dtype.type(alpha * (basis.scale if relative else 1.0))
-            error = ((truth - predict(basis, inner, penalty)) ** 2).sum(0, dtype=np.float64)
-            found[row] += 1 - error / np.where(total > 0, total, 1)
-    return found / len(bases.folds)
-
-
-def _gain_sums(bases: DecodeBases, y: Any, chosen: Any, relative: bool) -> tuple[float, float]:
-    """``truth`` and ``predicted`` of a block.
-
-    Predictions of a picture's repeats are averaged first, as those of the test pictures are.
-    """
-    truth_sum = predicted_sum = 0.0
-    for basis, counts, left in bases.folds:
-        mean = _weighted_mean(counts, y)
-        penalty = (chosen * (basis.scale if relative else 1.0)).astype(y.dtype)
-        predicted = predict(basis, basis.into @ (y - mean), penalty)
-        pictures, member, repeats = np.unique(left, return_inverse=True, return_counts=True)
-        averaged = np.zeros((len(pictures), y.shape[1]), dtype=y.dtype)
-        np.add.at(averaged, member, predicted)
-        averaged /= repeats[:, None].astype(y.dtype)
-        truth_sum += float(((y[pictures] - mean) ** 2).sum(dtype=np.float64))
-        predicted_sum += float((averaged**2).sum(dtype=np.float64))
-    return truth_sum, predicted_sum
+    y = y[bases.order].astype(bases.dtype, copy=False)
+    mean = bases.host_share @ y  # float64
+    y -= mean.astype(bases.dtype)
+    return y, mean

@@ -5,6 +5,7 @@ features  pictures -> z_v, z_B, z, c               one for the shared pictures, 
 decode    voxels -> z_v, c, z of test pictures     one a subject
 caption   decoded z_v -> captions                  one a subject
 reconstruct  captions, c, z -> pictures            one a subject
+kernel    z_v -> its kernel's eigenbases           one a subject
 encode    z_v, z_B -> voxels, r and p              z_v and each BERT state, for each subject
 aggregate everything -> tables, figures, report    one
 """
@@ -72,7 +73,8 @@ def _from(*stages: str) -> Callable[[Cell, Config], list[Cell]]:
 
 _PICTURES = ("models.blip", "models.picture_size", "models.normalise", "models.diffusion")
 _DECODED = ("decode.gain", "decode.intercept")
-_FOLDS = ("ridge.folds", "ridge.alphas", "ridge.absolute", "seed")
+_FOLDS = ("ridge.folds", "seed")
+_RIDGE = (*_FOLDS, "ridge.alphas", "ridge.absolute")
 
 STAGES: dict[str, Stage] = {
     "prepare": Stage(
@@ -95,7 +97,7 @@ STAGES: dict[str, Stage] = {
         "nsdcap.decode:run",
         _per_subject("decode"),
         _from("prepare", "features"),
-        settings=(*_FOLDS, "ridge.group_folds", "roi", "decode.alpha", "decode.z_alphas",
+        settings=(*_RIDGE, "ridge.group_folds", "roi", "decode.alpha", "decode.z_alphas",
                   "decode.c_alphas", "decode.z_v_alphas"),
     ),
     "caption": Stage(
@@ -114,11 +116,17 @@ STAGES: dict[str, Stage] = {
         nsd=("stimuli",),
         weights=("diffusion", "clip"),
     ),
+    "kernel": Stage(
+        "nsdcap.kernel:run",
+        _per_subject("kernel"),
+        _from("prepare", "features"),
+        settings=_FOLDS,
+    ),
     "encode": Stage(
         "nsdcap.encode:run",
         _encode_cells,
-        _from("prepare", "features"),
-        settings=(*_FOLDS, "encode.ratios", "encode.nulls", "encode.bootstraps"),
+        _from("prepare", "features", "kernel"),
+        settings=(*_RIDGE, "encode.ratios", "encode.nulls", "encode.bootstraps"),
     ),
     "aggregate": Stage(
         "nsdcap.aggregate:run",

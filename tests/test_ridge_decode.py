@@ -10,8 +10,9 @@ import pytest
 from sklearn.model_selection import PredefinedSplit
 from test_ridge import ALPHAS, REPEATS, World, sklearn_ridge, trial_scores, world
 
+from nsdcap.decode_bases import decode_bases
 from nsdcap.folds import grouped_folds
-from nsdcap.ridge_decode import decode_bases, decode_cv
+from nsdcap.ridge_decode import decode_cv
 
 
 def decode(w: World, voxels, test, alphas=ALPHAS, latents=None, block=3, **options):
@@ -37,18 +38,24 @@ def joined(blocks, name: str) -> np.ndarray:
 @pytest.mark.parametrize("p", [30, 200], ids=["primal", "dual"])
 @pytest.mark.parametrize("per_target", [True, False], ids=["per_target", "common"])
 @pytest.mark.parametrize("relative", [True, False], ids=["relative", "absolute"])
+@pytest.mark.parametrize("form", ["basis", "pooled"])
 def test_decode_equals_sklearn_on_trials(
-    p: int, repeats: bool, per_target: bool, relative: bool
+    p: int, repeats: bool, per_target: bool, relative: bool, form: str
 ) -> None:
     w = world(7, repeats)
     voxels, test = voxels_of(w, p)
-    blocks = decode(w, voxels, test, per_target=per_target, relative=relative)
+    blocks = decode(w, voxels, test, per_target=per_target, relative=relative, form=form)
     y = w.x[w.picture]
     scores = trial_scores(voxels, y, w.folds, ALPHAS, not relative)
     index = scores.argmax(0) if per_target else np.full(y.shape[1], scores.mean(1).argmax())
     assert [(block.start, block.stop) for block in blocks] == [(0, 3), (3, 6), (6, 7)]
-    np.testing.assert_allclose(joined(blocks, "cv_scores"), scores, rtol=1e-6, atol=1e-8)
+    if per_target:
+        np.testing.assert_allclose(joined(blocks, "cv_scores"), scores, rtol=1e-6, atol=1e-8)
+    else:
+        np.testing.assert_allclose(blocks[0].cv_scores[:, 0], scores.mean(1), rtol=1e-6)
     np.testing.assert_array_equal(joined(blocks, "alpha_index"), index)
+    found = np.take_along_axis(scores, index[None], 0)[0]
+    np.testing.assert_allclose(joined(blocks, "cv_r2"), found, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(joined(blocks, "y_mean"), y.mean(0))
     expected = sklearn_ridge(voxels, y, np.array(ALPHAS)[index], not relative).predict(test)
     np.testing.assert_allclose(joined(blocks, "predictions"), expected, rtol=1e-6)
@@ -70,7 +77,6 @@ def test_decode_in_float32_stays_near_float64() -> None:
 @pytest.mark.parametrize("per_target", [True, False], ids=["per_target", "common"])
 def test_decode_equals_himalaya(per_target: bool) -> None:
     from himalaya.ridge import RidgeCV as Himalaya
-    from himalaya.scoring import r2_score as himalaya_r2
 
     w = world(7, True)
     voxels, test = voxels_of(w, 30)
@@ -78,7 +84,7 @@ def test_decode_equals_himalaya(per_target: bool) -> None:
     blocks = decode(w, voxels, test, alphas=alphas, per_target=per_target, relative=False)
     model = Himalaya(
         alphas, fit_intercept=True, cv=PredefinedSplit(w.folds),
-        solver_params={"local_alpha": per_target, "score_func": himalaya_r2},
+        solver_params={"local_alpha": per_target},
     ).fit(voxels, w.x[w.picture])  # fmt: skip
     np.testing.assert_allclose(np.array(alphas)[joined(blocks, "alpha_index")], model.best_alphas_)
     np.testing.assert_allclose(joined(blocks, "predictions"), model.predict(test), rtol=1e-6)
@@ -99,10 +105,11 @@ def test_decode_reads_each_target_once_a_pass() -> None:
         assert reads == list(range(7)) * passes
 
 
-def test_gain_sums_equal_an_explicit_loop() -> None:
+@pytest.mark.parametrize("form", ["basis", "pooled"])
+def test_gain_sums_equal_an_explicit_loop(form: str) -> None:
     w = world(7, True)
     voxels, test = voxels_of(w, 30)
-    blocks = decode(w, voxels, test)
+    blocks = decode(w, voxels, test, form=form)
     y, alphas = w.x[w.picture], np.array(ALPHAS)[joined(blocks, "alpha_index")]
     truth = averaged = 0.0
     for train, left in PredefinedSplit(w.folds).split():
@@ -128,12 +135,13 @@ def test_gain_undoes_a_planted_shrinkage() -> None:
     assert np.sqrt(truth / predicted) == pytest.approx(2, rel=0.03)
 
 
-def test_folds_that_split_pictures_equal_sklearn_too() -> None:
+@pytest.mark.parametrize("form", ["basis", "pooled"])
+def test_folds_that_split_pictures_equal_sklearn_too(form: str) -> None:
     """Preset released cuts the trials in order, so a picture may stand on both sides."""
     w = world(7, True)
     folds = np.arange(len(w.picture)) * 5 // len(w.picture)
     voxels, test = voxels_of(w, 30)
-    blocks = decode(replace(w, folds=folds), voxels, test)
+    blocks = decode(replace(w, folds=folds), voxels, test, form=form)
     expected = trial_scores(voxels, w.x[w.picture], folds, ALPHAS)
     np.testing.assert_allclose(joined(blocks, "cv_scores"), expected, rtol=1e-6, atol=1e-9)
 

@@ -1,0 +1,224 @@
+"""Factorisations of voxels for decoding: one for each fold and one for all trials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from nsdcap.ridge import array_module, check_features, check_folds, check_numbers, eigen
+from nsdcap.ridge_encode import kernel_basis
+
+
+@dataclass(frozen=True)
+class FoldBasis:
+    """A fold's training trials, factorised; pictures are in the bases' order.
+
+    ``values`` (k,) float64. ``into`` (k, n_train) from latents of the training pictures, the columns of a
+    picture's repeats summed; its ``columns`` are the ``pictures``, slice by slice. ``out`` (m_f, k) to the
+    trials left out, ``averaged`` (n_left, k) to their pictures; ``left`` the slice of those, ``sums``
+    (n_left, m_f) 1 where a trial shows a picture, ``left_counts`` (n_left,) their repeats. ``share`` (n,)
+    each picture's share of the training trials, ``scale`` the mean eigenvalue.
+    """
+
+    values: Any
+    into: Any
+    columns: list[slice]
+    pictures: list[slice]
+    out: Any
+    averaged: Any
+    left: slice
+    sums: Any
+    left_counts: Any
+    share: Any
+    scale: float
+
+
+@dataclass(frozen=True)
+class WholeBasis:
+    """All trials: ``values`` (k,), ``into`` (k, n), ``out`` (m, k) to the test pictures; float64."""
+
+    values: Any
+    into: Any
+    out: Any
+    scale: float
+
+
+@dataclass(frozen=True)
+class DecodeBases:
+    """Factorisations of the voxels for each fold and for all trials; they serve every latent.
+
+    ``order`` (n_pictures,) the order of pictures within, ``counts`` (n_pictures,) float64 repeats in that
+    order, ``host_share`` the same as shares on the host, ``dtype`` that of the voxels.
+    """
+
+    folds: list[FoldBasis]
+    whole: WholeBasis
+    order: np.ndarray
+    counts: Any
+    host_share: np.ndarray
+    dtype: Any
+
+    @property
+    def n_pictures(self) -> int:
+        return len(self.order)
+
+
+def decode_bases(
+    voxels: Any, picture: np.ndarray, test: Any, folds: np.ndarray, n_pictures: int
+) -> DecodeBases:
+    """Factorise voxels (n_trials, p) of single trials, for ``test`` voxels (m, p).
+
+    ``picture`` (n_trials,) is each trial's row of the latents, ``folds`` (n_trials,) its fold. The
+    smaller of the voxels' and the trials' Gram matrix is factorised, in float64; a fold's is taken from
+    the whole by subtraction. What multiplies targets is kept in the voxels' own precision.
+
+    Memory, k = min(n_trials, p): in that precision, k (folds n_pictures + n_trials (1 + n_left / m_f));
+    in float64 k n_pictures, and while it works 4 p^2 (or n_trials^2) and n_trials p / folds.
+
+    Raises
+    ------
+    ValueError
+        Shapes that disagree, numbers that are not finite, fewer than two folds, voxels all the same.
+    """
+    _check(voxels, picture, test, folds, n_pictures)
+    xp = array_module(voxels)
+    # pictures by fold, so that those left out are one slice; where folds split pictures, all train
+    first = np.full(n_pictures, -1)
+    first[picture[::-1]] = folds[::-1]
+    grouped = bool((folds == first[picture]).all())
+    order = np.argsort(first, kind="stable") if grouped else np.arange(n_pictures)
+    place = np.empty(n_pictures, dtype=int)
+    place[order] = np.arange(n_pictures)
+    member = place[picture]
+    counts = np.bincount(member, minlength=n_pictures).astype(np.float64)
+    primal = voxels.shape[1] <= min((folds != fold).sum() for fold in np.unique(folds))
+    make = _primal if primal else _dual
+    parts, whole = make(voxels, member, test, folds, n_pictures)
+    found = []
+    for fold, (values, into, out, scale) in zip(np.unique(folds), parts, strict=True):
+        found.append(_fold(values, into, out, scale, member, folds == fold, counts, voxels.dtype))
+    return DecodeBases(
+        found, whole, order, xp.asarray(counts), counts / counts.sum(), np.dtype(voxels.dtype)
+    )
+
+
+def _fold(
+    values: Any, into: Any, out: Any, scale: float, member: np.ndarray, left: np.ndarray,
+    counts: np.ndarray, dtype: Any,
+) -> FoldBasis:  # fmt: skip
+    """``into`` (k, n) and ``out`` (m_f, k) float64, with the pictures of the trials ``left`` out."""
+    xp, n = array_module(out), len(counts)
+    own = np.bincount(member[left], minlength=n).astype(np.float64)
+    train = counts - own
+    start, stop = int(member[left].min()), int(member[left].max()) + 1
+    if train[start:stop].any():
+        pictures = columns = [slice(0, n)]
+    else:
+        pictures = [part for part in (slice(0, start), slice(stop, n)) if part.stop > part.start]
+        ends = np.cumsum([0, *(part.stop - part.start for part in pictures)])
+        columns = [slice(int(a), int(b)) for a, b in pairwise(ends)]
+    sums = np.zeros((stop - start, int(left.sum())), dtype=dtype)
+    sums[member[left] - start, np.arange(sums.shape[1])] = 1
+    sums, own = xp.asarray(sums), own[start:stop]
+    averaged = (sums @ out) / xp.asarray(np.maximum(own, 1))[:, None]
+    into = xp.concatenate([into[:, part] for part in pictures], axis=1).astype(dtype)
+    return FoldBasis(
+        values, into, columns, pictures, out.astype(dtype), averaged.astype(dtype),
+        slice(start, stop), sums, xp.asarray(own), xp.asarray((train / train.sum()).astype(dtype)),
+        scale,
+    )  # fmt: skip
+
+
+def _primal(
+    voxels: Any, member: np.ndarray, test: Any, folds: np.ndarray, n: int
+) -> tuple[Any, WholeBasis]:
+    """For p <= trials in training: (p, p) Gram matrices, a fold's by subtraction."""
+    xp = array_module(voxels)
+    centre = voxels.mean(0, dtype=xp.float64)
+    p, total = voxels.shape[1], len(voxels)
+    gram, summed = xp.zeros((p, p)), xp.zeros((n, p))
+    for fold in np.unique(folds):
+        x = voxels[np.flatnonzero(folds == fold)] - centre
+        gram += x.T @ x
+        _add_rows(summed, x, member[folds == fold])
+
+    def parts() -> Any:
+        for fold in np.unique(folds):
+            left = np.flatnonzero(folds == fold)
+            x = voxels[left] - centre
+            n_train = total - len(left)
+            mean = -x.sum(0) / n_train  # the mean of all is 0
+            train = gram - x.T @ x - n_train * mean[:, None] * mean
+            own = xp.zeros((n, p))
+            _add_rows(own, x, member[left])
+            repeats = np.bincount(member, minlength=n) - np.bincount(member[left], minlength=n)
+            rows = summed - own - xp.asarray(repeats)[:, None] * mean
+            values, vectors = eigen(train)
+            scale = float(xp.trace(train)) / n_train
+            yield values, vectors.T @ rows.T, (x - mean) @ vectors, scale
+
+    values, vectors = eigen(gram)
+    whole = WholeBasis(
+        values, vectors.T @ summed.T, (test - centre) @ vectors, float(xp.trace(gram)) / total
+    )
+    return parts(), whole
+
+
+def _dual(
+    voxels: Any, member: np.ndarray, test: Any, folds: np.ndarray, n: int
+) -> tuple[Any, WholeBasis]:
+    """For more voxels than trials in training: (n_trials, n_trials) kernels."""
+    xp = array_module(voxels)
+    x = voxels.astype(xp.float64) - voxels.mean(0, dtype=xp.float64)
+    kernel = x @ x.T
+
+    def make(train: np.ndarray, others: Any) -> tuple[Any, Any, Any, float]:
+        basis = kernel_basis(kernel[train][:, train], xp.ones(len(train)), others)
+        rows = xp.zeros((n, len(basis.values)))
+        _add_rows(rows, basis.vectors, member[train])
+        return basis.values, rows.T, basis.out, basis.scale
+
+    def parts() -> Any:
+        for fold in np.unique(folds):
+            train, left = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            yield make(train, kernel[left][:, train])
+
+    everyone = np.arange(len(voxels))
+    centred = test - voxels.mean(0, dtype=xp.float64)
+    return parts(), WholeBasis(*make(everyone, centred @ x.T))
+
+
+def _add_rows(total: Any, x: Any, member: np.ndarray) -> None:
+    """Add row i of x to row member[i] of ``total``: a repeat at a time, so that no index comes twice."""
+    xp = array_module(x)
+    order = np.argsort(member, kind="stable")
+    _, starts, counts = np.unique(member[order], return_index=True, return_counts=True)
+    repeat = np.arange(len(order)) - np.repeat(starts, counts)
+    for number in range(counts.max()):
+        rows = order[repeat == number]
+        total[xp.asarray(member[rows])] += x[xp.asarray(rows)]
+
+
+def _check(voxels: Any, picture: Any, test: Any, folds: Any, n_pictures: int) -> None:
+    if voxels.ndim != 2 or test.ndim != 2:
+        raise ValueError(f"voxels {voxels.shape}, test {test.shape}: expected (n, p) and (m, p)")
+    n, p = voxels.shape
+    for name, array, expected in (
+        ("picture", picture, (n,)),
+        ("folds", folds, (n,)),
+        ("test", test, (len(test), p)),
+    ):
+        if array.shape != expected:
+            raise ValueError(
+                f"{name} is {array.shape}, expected {expected} beside voxels {voxels.shape}"
+            )
+    if picture.min() < 0 or picture.max() >= n_pictures:
+        raise ValueError(
+            f"picture: found rows {picture.min()} to {picture.max()}, expected 0 to {n_pictures - 1}"
+        )
+    check_numbers(voxels=voxels, test=test)
+    check_features("voxels", voxels)
+    check_folds(folds, n)

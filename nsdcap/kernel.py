@@ -1,0 +1,104 @@
+"""The kernel of z_v between a subject's pictures, factorised once for every encoding model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from nsdcap.config import Config
+from nsdcap.devices import array_library
+from nsdcap.features import open_features, rows_of
+from nsdcap.folds import grouped_folds
+from nsdcap.paths import Cell, artefact
+from nsdcap.ridge import blocks, to_host
+from nsdcap.ridge_encode import KernelBasis
+from nsdcap.ridge_joint import JointBases, joint_bases
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A subject's training pictures as the trials show them, and the test pictures."""
+
+    ids: np.ndarray  # (n,) nsd_id, sorted
+    counts: np.ndarray  # (n,) repeats
+    folds: np.ndarray  # (n,)
+    test_ids: np.ndarray  # (m,)
+
+
+def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> None:
+    """Write the eigenbases of z_v's kernel to ``target``: of all training pictures and of each fold's.
+
+    HDF5: groups ``whole`` and ``fold_0``, ``fold_1``, ..., each with ``values`` (k,), ``vectors`` (n, k),
+    ``out`` (m, k), ``weight`` (n,), float64, and the attribute ``scale``, see ``KernelBasis``. About
+    8 (folds + 1) n^2 bytes: 4 GB for 8,859 pictures and five folds. Memory: twice that.
+    """
+    pictures = read_pictures(cell.subject, config, out)
+    kernel, test = z_v_kernels(cell.subject, pictures, out, config)
+    bases = joint_bases(kernel, pictures.counts, pictures.folds, test)
+    with h5py.File(target, "w") as file:
+        _write(file.create_group("whole"), bases.whole)
+        for number, basis in enumerate(bases.folds):
+            _write(file.create_group(f"fold_{number}"), basis)
+    print(f"{cell}: (n_pictures, n_test) = ({len(pictures.ids)}, {len(pictures.test_ids)})")
+
+
+def read_pictures(subject: int | None, config: Config, out: Path) -> Pictures:
+    """A subject's pictures; the same folds in every stage."""
+    with h5py.File(artefact(out, Cell("prepare", subject)), "r") as file:
+        trial_ids, test_ids = file["nsd_id_train"][:], file["nsd_id_test"][:]
+    ids, first, counts = np.unique(trial_ids, return_index=True, return_counts=True)
+    folds = grouped_folds(trial_ids, config.ridge.folds, config.seed)[first]
+    return Pictures(ids, counts, folds, test_ids)
+
+
+def z_v_kernels(
+    subject: int | None, pictures: Pictures, out: Path, config: Config
+) -> tuple[Any, Any]:
+    """Kernels of z_v, (n, n) between training pictures and (n_test, n), float64, not centred.
+
+    z_v is read once, ``ridge.block`` columns at a time.
+    """
+    xp = array_library(config.ridge.device)
+    n, n_test = len(pictures.ids), len(pictures.test_ids)
+    train, test = xp.zeros((n, n)), xp.zeros((n_test, n))
+    with open_features(out, subject) as features, open_features(out, None) as test_features:
+        rows = rows_of(features, pictures.ids)
+        test_rows = rows_of(test_features, pictures.test_ids)
+        for columns in blocks(features["z_v"].shape[1], config.ridge.block):
+            x = xp.asarray(features["z_v"][:, columns][rows].astype(np.float64))
+            train += x @ x.T
+            test += xp.asarray(test_features["z_v"][:, columns][test_rows].astype(np.float64)) @ x.T
+    return train, test
+
+
+def read_bases(subject: int | None, config: Config, out: Path) -> JointBases:
+    """What ``run`` wrote, on the device that ridge runs on."""
+    with h5py.File(artefact(out, Cell("kernel", subject)), "r") as file:
+        whole = _read(file["whole"], config)
+        found = [_read(file[f"fold_{number}"], config) for number in range(len(file) - 1)]
+    return JointBases(whole, found)
+
+
+def read_whole(subject: int | None, config: Config, out: Path) -> KernelBasis:
+    """The eigenbasis of all training pictures alone."""
+    with h5py.File(artefact(out, Cell("kernel", subject)), "r") as file:
+        return _read(file["whole"], config)
+
+
+_ARRAYS = tuple(field.name for field in fields(KernelBasis) if field.name != "scale")
+
+
+def _write(group: h5py.Group, basis: KernelBasis) -> None:
+    for name in _ARRAYS:
+        group[name] = to_host(getattr(basis, name))
+    group.attrs["scale"] = basis.scale
+
+
+def _read(group: h5py.Group, config: Config) -> KernelBasis:
+    xp = array_library(config.ridge.device)
+    arrays = {name: xp.asarray(group[name][:]) for name in _ARRAYS}
+    return KernelBasis(**arrays, scale=float(group.attrs["scale"]))

@@ -1,0 +1,288 @@
+"""Ridge from features of pictures to voxels: primal for few features, dual (a kernel) for many.
+
+With c the repeats of a picture and w = sqrt(c), ridge on the single trials is ridge on pictures
+weighted by c. The primal form takes a fold's Gram matrix from the whole by subtraction, and one
+eigenbasis a fold. The dual form has one eigenbasis for all folds: the weighted errors of a fold left
+out are (P_ff)^-1 (P w y)_f, P = (w K w + alpha)^-1 on what is orthogonal to the intercept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nsdcap.folds import Collapsed
+from nsdcap.ridge import (
+    Fit,
+    Triangle,
+    alpha_grid,
+    array_module,
+    blocks,
+    check_features,
+    check_folds,
+    check_numbers,
+    eigen,
+    r2,
+    squared_errors,
+    squares,
+    to_host,
+    triangle,
+)
+
+
+def encode_primal(
+    features: Any, data: Collapsed, folds: Any, alphas: Sequence[float], test: Any,
+    block: int = 2048, *, intercept: bool = True, relative: bool = True, return_weights: bool = False,
+) -> Fit:  # fmt: skip
+    """Ridge from features (n, p) of pictures to voxels (n, t), a penalty for each by cross-validation.
+
+    ``data`` holds the voxels' responses by picture, ``folds`` (n,) each picture's fold, ``alphas``
+    multiples of the mean eigenvalue (or, ``relative`` false, the penalties), ``test`` (m, p) features.
+    Equal to ridge on the single trials. For p < n; products for each penalty are
+    (p, p / 2) @ (p, block), in the precision of the responses.
+
+    Memory, in numbers of 8 bytes: 2 (n + m) p + folds (2 p^2 + 2 n p / folds) + block (2 n + folds p),
+    whatever t, and predictions (m, t); with ``return_weights`` also (p, t).
+
+    Raises
+    ------
+    ValueError
+        Shapes that disagree, numbers that are not finite, features that are all the same, a penalty not
+        above 0.
+    """
+    check_encode("features", features, data, folds, alphas, test)
+    check_features("features", features)
+    xp = array_module(features)
+    dtype = data.mean.dtype
+    counts = xp.asarray(data.counts, dtype=xp.float64)
+    centre = counts @ features / counts.sum() * intercept
+    x, x_test = features - centre, test - centre  # float64
+    gram, folded = _primal_folds(x, counts, folds, dtype, intercept)
+    values, vectors = eigen(gram)
+    scale = float(xp.trace(gram) / counts.sum()) if relative else 1.0
+    out = (x_test @ vectors, vectors) if return_weights else (x_test @ vectors,)
+    grid, t = alpha_grid(alphas), data.mean.shape[1]
+    scores, index = np.empty((len(grid), t)), np.empty(t, dtype=int)
+    found = [np.empty((len(part), t), dtype=dtype) for part in out]
+    for columns in blocks(t, block):
+        y = xp.asarray(data.mean[:, columns]).astype(xp.float64)
+        mean = counts @ y / counts.sum()
+        y -= mean * intercept
+        total = to_host(counts @ (y - mean * (not intercept)) ** 2) + data.within[columns]
+        moments = [(x[fold.rows] * counts[fold.rows][:, None]).T @ y[fold.rows] for fold in folded]
+        whole = sum(moments)  # (p, b)
+        errors = sum(
+            fold.errors(y, whole - moment, grid * (fold.scale if relative else 1.0), dtype)
+            for fold, moment in zip(folded, moments, strict=True)
+        )
+        scores[:, columns] = r2(to_host(errors) + data.within[columns], total)
+        index[columns] = scores[:, columns].argmax(0)
+        penalty = xp.asarray(grid[index[columns]] * scale)
+        inner = (vectors.T @ whole) / (values[:, None] + penalty)
+        for part, rows in zip(out, found, strict=True):
+            rows[:, columns] = to_host(part @ inner)
+        found[0][:, columns] += to_host(mean * intercept).astype(dtype)
+    weights = found[1] if return_weights else None
+    return Fit(found[0], index, scores, np.zeros(t, dtype=int), weights)
+
+
+@dataclass(frozen=True)
+class _PrimalFold:
+    """A fold's training set, factorised, and its left-out pictures ready to be compared."""
+
+    rows: Any  # pictures left out
+    counts: Any  # of them, (n_f,)
+    n_train: float
+    mean: Any  # (p,) of the training features
+    values: Any  # (p,)
+    vectors: Any  # (p, p)
+    scale: float
+    seen: Any  # (k', n_f): from responses left out to where predictions can lie
+    parts: Triangle
+    intercept: bool
+
+    def errors(self, y: Any, moment: Any, penalties: Any, dtype: Any) -> Any:
+        """Squared errors (n_alphas, b) of the pictures left out, each repeat counted.
+
+        ``y`` (n, b) responses about their mean, ``moment`` (p, b) features by responses in training.
+        """
+        xp = array_module(y)
+        left = y[self.rows]
+        mean = -(self.counts @ left) / self.n_train * self.intercept
+        moment = moment - self.n_train * self.mean[:, None] * mean
+        inner = (self.vectors.T @ moment).astype(dtype)
+        left = (left - mean).astype(dtype)
+        seen = self.seen @ left
+        unseen = xp.zeros(left.shape[1])
+        if len(left) > len(seen):  # else predictions can lie anywhere
+            unseen = xp.maximum(self.counts @ (left * left) - squares(seen), 0)
+        found = [
+            unseen + squared_errors(self.parts, _shrink(self.values, a, dtype), inner, seen)
+            for a in penalties
+        ]
+        return xp.stack(found)
+
+
+def _primal_folds(
+    x: Any, counts: Any, folds: Any, dtype: Any, intercept: bool
+) -> tuple[Any, list[_PrimalFold]]:
+    """The Gram matrix (p, p) of the whole, and every fold."""
+    xp = array_module(x)
+    groups = [xp.asarray(np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+    weight = xp.sqrt(counts)[:, None]
+    grams = [(part := x[rows] * weight[rows]).T @ part for rows in groups]
+    whole, found = sum(grams), []
+    for rows, gram in zip(groups, grams, strict=True):
+        n_train = float(counts.sum() - counts[rows].sum())
+        # the mean of all is 0, so what is left out tells the mean of the rest
+        mean = -(counts[rows] @ x[rows]) / n_train * intercept
+        train = whole - gram - n_train * mean[:, None] * mean
+        values, vectors = eigen(train)
+        q, parts = triangle((x[rows] - mean) @ vectors * weight[rows], dtype)
+        seen = (q * weight[rows]).T.astype(dtype)
+        scale = float(xp.trace(train)) / n_train
+        found.append(
+            _PrimalFold(
+                rows, counts[rows], n_train, mean, values, vectors, scale, seen, parts, intercept
+            )
+        )
+    return whole, found
+
+
+def _shrink(values: Any, penalty: float, dtype: Any) -> Any:
+    return (1 / (values + penalty)).astype(dtype)
+
+
+# --- dual ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KernelBasis:
+    """A kernel's eigenbasis on weighted pictures, orthogonal to the intercept.
+
+    ``values`` (k,), ``vectors`` (n, k) of w K w, K centred; ``out`` (m, k) from there to other pictures;
+    ``weight`` (n,) w. k = n - 1 with an intercept. ``scale`` mean eigenvalue of the trials' Gram matrix.
+    """
+
+    values: Any
+    vectors: Any
+    out: Any
+    weight: Any
+    scale: float
+
+
+def kernel_basis(kernel: Any, counts: Any, others: Any, intercept: bool = True) -> KernelBasis:
+    """Factorise the uncentred kernel (n, n) of pictures shown ``counts`` times; ``others`` (m, n).
+
+    float64; memory 4 n^2 + 2 m n numbers beside the kernels.
+    """
+    xp = array_module(kernel)
+    counts = xp.asarray(counts, dtype=xp.float64)
+    weight = xp.sqrt(counts)
+    if intercept:
+        share = counts / counts.sum()
+        column = kernel @ share
+        grand = share @ column
+        kernel = kernel - column[:, None] - column + grand
+        others = others - (others @ share)[:, None] - column + grand
+    gram = kernel * weight[:, None] * weight
+    trace = float(xp.trace(gram))
+    if intercept:
+        # w is an eigenvector of eigenvalue 0; lifted above all others it comes last, and is dropped
+        gram += (2 * trace / float(counts.sum())) * weight[:, None] * weight
+    values, vectors = eigen(gram)
+    if intercept:
+        values, vectors = values[:-1], vectors[:, :-1]
+    out = (others * weight) @ vectors
+    return KernelBasis(values, vectors, out, weight, trace / float(counts.sum()))
+
+
+def encode_dual(
+    kernel: Any, data: Collapsed, folds: Any, alphas: Sequence[float], test: Any,
+    block: int = 2048, *, intercept: bool = True, relative: bool = True,
+) -> Fit:  # fmt: skip
+    """``encode_primal`` from the uncentred kernel (n, n) and ``test`` (m, n) in place of features.
+
+    Memory: that of ``kernel_basis``, and what ``encode_basis`` says.
+    """
+    check_encode("kernel", kernel, data, folds, alphas, test)
+    basis = kernel_basis(kernel, data.counts, test, intercept)
+    return encode_basis(basis, data, folds, alphas, block, relative=relative)
+
+
+def encode_basis(
+    basis: KernelBasis, data: Collapsed, folds: Any, alphas: Sequence[float], block: int = 2048, *,
+    relative: bool = True,
+) -> Fit:  # fmt: skip
+    """``encode_dual`` from the kernel's eigenbasis, which it needs once for all folds.
+
+    Products for each penalty: (n_f, n) @ (n, block) for each fold, of n_f pictures. Memory: responses
+    (n, t) once more, in their precision, and 3 n_f n float64.
+
+    Raises
+    ------
+    ValueError
+        A kernel that is the same for every picture.
+    """
+    xp = array_module(basis.vectors)
+    if not basis.scale > 0:
+        raise ValueError(
+            f"kernel {basis.vectors.shape}: the same for every picture; expected features that differ"
+        )
+    dtype, t, grid = data.mean.dtype, data.mean.shape[1], alpha_grid(alphas)
+    counts, intercept = basis.weight**2, basis.vectors.shape[1] < len(basis.weight)
+    inner = xp.empty((len(basis.values), t), dtype=dtype)
+    mean, total = xp.empty(t), xp.empty(t)
+    for columns in blocks(t, block):
+        y = xp.asarray(data.mean[:, columns]).astype(xp.float64)
+        mean[columns] = counts @ y / counts.sum()
+        total[columns] = counts @ (y - mean[columns]) ** 2
+        y = (y - mean[columns] * intercept) * basis.weight[:, None]
+        inner[:, columns] = basis.vectors.T @ y
+    errors = xp.zeros((len(grid), t))
+    for fold in np.unique(folds):
+        rows = xp.asarray(np.flatnonzero(folds == fold))
+        left = basis.vectors[rows]
+        scale = _training_scale(basis, rows) if relative else 1.0
+        for number, alpha in enumerate(grid):
+            shrunk = left / (basis.values + alpha * scale)
+            out = xp.linalg.solve(shrunk @ left.T, shrunk).astype(dtype)  # (n_f, k)
+            for columns in blocks(t, block):
+                errors[number, columns] += squares(out @ inner[:, columns])
+    scores = r2(to_host(errors) + data.within, to_host(total) + data.within)
+    index = scores.argmax(0)
+    predictions = np.empty((len(basis.out), t), dtype=dtype)
+    for columns in blocks(t, block):
+        penalty = xp.asarray(grid[index[columns]] * (basis.scale if relative else 1.0))
+        found = basis.out @ (inner[:, columns] / (basis.values[:, None] + penalty))
+        predictions[:, columns] = to_host(found + mean[columns] * intercept)
+    return Fit(predictions, index, scores, np.zeros(t, dtype=int))
+
+
+def _training_scale(basis: KernelBasis, rows: Any) -> float:
+    """Mean eigenvalue, trace / n_trials, of the Gram matrix about their mean of all but ``rows``."""
+    xp = array_module(basis.vectors)
+    train = xp.ones(len(basis.weight), dtype=bool)
+    train[rows] = False
+    vectors, weight = basis.vectors[train], basis.weight[train]
+    n_train = weight @ weight
+    trace = ((vectors**2) @ basis.values).sum()
+    if basis.vectors.shape[1] < len(basis.weight):  # with an intercept
+        trace -= ((weight @ vectors) ** 2) @ basis.values / n_train
+    return float(trace / n_train)
+
+
+def check_encode(name: str, x: Any, data: Collapsed, folds: Any, alphas: Any, test: Any) -> None:
+    """Raise ValueError where features or a kernel ``x`` do not fit the pictures, folds or ``test``."""
+    alpha_grid(alphas)
+    n = len(data.ids)
+    if x.ndim != 2 or len(x) != n or (name == "kernel" and x.shape[1] != n):
+        expected = (n, n if name == "kernel" else x.shape[-1])
+        raise ValueError(f"{name} {x.shape}: expected {expected} for {n} pictures")
+    if test.ndim != 2 or test.shape[1] != x.shape[1]:
+        raise ValueError(f"test {test.shape}: expected (m, {x.shape[1]}) beside {name} {x.shape}")
+    check_folds(folds, n)
+    check_numbers(**{name: x, "test": test})
