@@ -13,7 +13,7 @@ from nsdcap.devices import array_library
 from nsdcap.features import open_features, rows_of
 from nsdcap.folds import grouped_folds
 from nsdcap.paths import Cell, artefact
-from nsdcap.ridge import edge_share
+from nsdcap.ridge import edge_share, edge_warning
 from nsdcap.ridge_decode import decode_cv
 
 LATENTS = ("z_v", "c", "z")
@@ -63,7 +63,7 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
             print(
                 f"{cell}: {name} from {voxels.sum()} voxels, {group.attrs['n_targets']} targets, gain "
                 f"{group.attrs['gain']:.2f}, penalty at the grid's edge for "
-                f"{group.attrs['edge_share']:.1%}"
+                f"{group.attrs['edge_share']:.1%}" + edge_warning(group.attrs["edge_share"])
             )
 
 

@@ -141,14 +141,14 @@ def _primal(
     p, total = voxels.shape[1], len(voxels)
     gram, summed = xp.zeros((p, p)), xp.zeros((n, p))
     for fold in np.unique(folds):
-        x = voxels[np.flatnonzero(folds == fold)] - centre
+        x = voxels[xp.asarray(np.flatnonzero(folds == fold))] - centre
         gram += x.T @ x
         _add_rows(summed, x, member[folds == fold])
 
     def parts() -> Any:
         for fold in np.unique(folds):
             left = np.flatnonzero(folds == fold)
-            x = voxels[left] - centre
+            x = voxels[xp.asarray(left)] - centre
             n_train = total - len(left)
             mean = -x.sum(0) / n_train  # the mean of all is 0
             train = gram - x.T @ x - n_train * mean[:, None] * mean
@@ -176,15 +176,16 @@ def _dual(
     kernel = x @ x.T
 
     def make(train: np.ndarray, others: Any) -> tuple[Any, Any, Any, float]:
-        basis = kernel_basis(kernel[train][:, train], xp.ones(len(train)), others)
-        rows = xp.zeros((n, len(basis.values)))
-        _add_rows(rows, basis.vectors, member[train])
-        return basis.values, rows.T, basis.out, basis.scale
+        rows = xp.asarray(train)
+        basis = kernel_basis(kernel[rows][:, rows], xp.ones(len(train)), others)
+        summed = xp.zeros((n, len(basis.values)))
+        _add_rows(summed, basis.vectors, member[train])
+        return basis.values, summed.T, basis.out, basis.scale
 
     def parts() -> Any:
         for fold in np.unique(folds):
             train, left = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            yield make(train, kernel[left][:, train])
+            yield make(train, kernel[xp.asarray(left)][:, xp.asarray(train)])
 
     everyone = np.arange(len(voxels))
     centred = test - voxels.mean(0, dtype=xp.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -11,11 +12,12 @@ import numpy as np
 from nsdcap import stats
 from nsdcap.config import PHASES, Config
 from nsdcap.devices import array_library
+from nsdcap.errors import DataError
 from nsdcap.features import open_features, rows_of
 from nsdcap.folds import Collapsed, collapse
 from nsdcap.kernel import read_bases, read_pictures, read_whole
 from nsdcap.paths import Cell, artefact
-from nsdcap.ridge import Fit, edge_share
+from nsdcap.ridge import Fit, edge_share, edge_warning
 from nsdcap.ridge_encode import encode_basis, encode_primal
 from nsdcap.ridge_joint import encode_joint
 
@@ -56,7 +58,6 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
             cls = [z_v_cls(out, subject, ids) for subject, ids in _both(cell.subject, responses)]
             solve_features(cls[0], cls[1], responses, config, file.create_group("z_v_cls"))
             return
-        xp = array_library(config.ridge.device)
         spaces = []
         for phase, name in enumerate(PHASES):
             z_b, z_b_test = (
@@ -64,7 +65,7 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
                 for subject, ids in _both(cell.subject, responses)
             )
             solve_features(z_b, z_b_test, responses, config, file.create_group(f"z_B_{name}"))
-            spaces.append((xp.asarray(z_b), xp.asarray(z_b_test)))
+            spaces.append(varying(z_b, z_b_test, config))
         single, *joint = encode_joint(
             read_bases(cell.subject, config, out), spaces, responses.data, responses.folds,
             config.ridge.alphas, config.encode.ratios, config.encode.block,
@@ -100,12 +101,31 @@ def solve_features(
     features: np.ndarray, test: np.ndarray, responses: Responses, config: Config, group: h5py.Group
 ) -> None:
     """A model from few features (n, p), ``test`` (n_test, p) for the test pictures, and its maps."""
-    xp = array_library(config.ridge.device)
+    space, space_test = varying(features, test, config)
     fit = encode_primal(
-        xp.asarray(features), responses.data, responses.folds, config.ridge.alphas,
-        xp.asarray(test), config.encode.block,
-    )  # fmt: skip
+        space, responses.data, responses.folds, config.ridge.alphas, space_test, config.encode.block
+    )
     _write_maps(group, fit, responses, config)
+
+
+def varying(features: np.ndarray, test: np.ndarray, config: Config) -> tuple[Any, Any]:
+    """Both without the columns that are the same for every training picture, on ridge's device.
+
+    Raises
+    ------
+    DataError
+        No column differs between pictures.
+    """
+    keep = features.max(0) > features.min(0)
+    if not keep.any():
+        raise DataError(
+            f"features {features.shape}: the same for every picture; expected ones that differ. Are the "
+            "captions all the same? See caption in the features file"
+        )
+    if not keep.all():
+        print(f"{(~keep).sum()} of {len(keep)} features are the same for every picture: left out")
+    xp = array_library(config.ridge.device)
+    return xp.asarray(features[:, keep]), xp.asarray(test[:, keep])
 
 
 def _write_joint(
@@ -136,6 +156,7 @@ def _write_maps(group: h5py.Group, fit: Fit, responses: Responses, config: Confi
     group.attrs["edge_share"] = share
     print(
         f"{group.name[1:]}: mean r {np.nanmean(r):.3f}, penalty at the grid's edge for {share:.1%} of voxels"
+        + edge_warning(share)
     )
 
 

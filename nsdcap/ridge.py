@@ -26,6 +26,10 @@ import numpy as np
 
 ROWS = 128  # rows of a triangle at a time: what they give is summed while it is in the cache
 
+EDGE_SHARE = (
+    0.1  # of targets; noise voxels want the largest penalty there is, so a few are always there
+)
+
 Triangle = list[tuple[slice, int, Any]]  # rows, the first column that is not 0, the block
 
 
@@ -82,6 +86,11 @@ def alpha_grid(multiples: Sequence[float] | np.ndarray, eigen_mean: float = 1.0)
 def edge_share(alpha_index: np.ndarray, n_alphas: int) -> float:
     """Share of targets whose penalty is the smallest or largest of the grid."""
     return float(np.mean((alpha_index == 0) | (alpha_index == n_alphas - 1)))
+
+
+def edge_warning(share: float) -> str:
+    """What to do where many targets want a penalty beyond the grid, to stand at the end of a line."""
+    return "; WARNING: widen the grid of penalties" if share > EDGE_SHARE else ""
 
 
 def r2(errors: np.ndarray, total: np.ndarray) -> np.ndarray:
@@ -154,11 +163,13 @@ def check_numbers(**arrays: Any) -> None:
             )
 
 
-def check_features(name: str, features: Any, minimum: int = 1) -> None:
-    """Raise ValueError where no feature differs between rows: nothing could be predicted."""
-    if features.shape[1] < minimum or bool((features == features[:1]).all()):
+def check_features(name: str, features: Any) -> None:
+    """Raise ValueError where a column is the same in every row, naming the first: it predicts nothing."""
+    constant = to_host((features.max(0) == features.min(0)).astype(float))
+    if constant.any():
         raise ValueError(
-            f"{name} {features.shape}: the same for every row; expected features that differ"
+            f"{name} {features.shape}: {int(constant.sum())} columns are the same in every row, the first "
+            f"is column {int(constant.argmax())}; leave such columns out"
         )
 
 

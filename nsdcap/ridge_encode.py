@@ -50,8 +50,8 @@ def encode_primal(
     Raises
     ------
     ValueError
-        Shapes that disagree, numbers that are not finite, features that are all the same, a penalty not
-        above 0.
+        Shapes that disagree, numbers that are not finite, a feature that is the same for every
+        picture, a penalty not above 0.
     """
     check_encode("features", features, data, folds, alphas, test)
     check_features("features", features)

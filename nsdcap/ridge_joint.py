@@ -51,10 +51,11 @@ def joint_bases(kernel: Any, counts: Any, folds: Any, test: Any) -> JointBases:
 
     Memory: (folds + 1) n^2 float64, and while it works 4 n^2 more.
     """
-    found = []
+    xp, found = array_module(kernel), []
     for fold in np.unique(folds):
-        left, train = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        found.append(kernel_basis(kernel[train][:, train], counts[train], kernel[left][:, train]))
+        left, train = (xp.asarray(np.flatnonzero(part)) for part in (folds == fold, folds != fold))
+        rows = kernel[left][:, train]
+        found.append(kernel_basis(kernel[train][:, train], counts[folds != fold], rows))
     return JointBases(kernel_basis(kernel, counts, test), found)
 
 
@@ -91,8 +92,9 @@ def encode_joint(
     joint_errors = [np.zeros((len(ratios), len(grid), t)) for _ in spaces]
     for basis, fold in zip(bases.folds, np.unique(folds), strict=True):
         left, train = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
-        weight = xp.sqrt(counts[left])[:, None]
         inner, truth = _rotated(basis, data, train, left, block)
+        left, train = xp.asarray(left), xp.asarray(train)
+        weight = xp.sqrt(counts[left])[:, None]
         sides = [_Side.of(basis, x[train], x[left], weight) for x, _ in spaces]
         out = basis.out * weight
         for row, alpha in enumerate(grid):
@@ -145,7 +147,7 @@ def _refit(
                 update = side.updated(hat, shrink, 1, xp.float64)
             for part in blocks(len(chosen), block):
                 some = chosen[part]
-                own = inner[:, some].astype(xp.float64)
+                own = inner[:, xp.asarray(some)].astype(xp.float64)
                 found = hat @ own
                 if side is not None:
                     lam, rho = update.values[:, None], xp.asarray(strength[some])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import scipy.linalg
 from sklearn.base import clone
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
@@ -126,6 +127,33 @@ def test_ill_conditioned_features_keep_their_digits() -> None:
             assert np.abs(fit.predictions - expected).max() < 1e-6 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("form", ["primal", "dual"])
+def test_predictions_keep_six_digits_at_every_penalty(dtype: str, form: str) -> None:
+    """Condition 1e6 of the features' Gram matrix; against SciPy in float64 on single trials."""
+    rng = np.random.default_rng(0)
+    n, p = (400, 60) if form == "primal" else (120, 300)
+    k = min(n, p)
+    left, right = (np.linalg.qr(rng.normal(size=(side, k)))[0] for side in (n, p))
+    x = (left * np.geomspace(1, 1e-3, k) @ right.T).astype("f4").astype("f8")
+    picture = rng.permutation(np.repeat(np.arange(n), 2))
+    y = (x @ rng.normal(size=(p, 30)))[picture]
+    y = (y + 0.3 * y.std() * rng.normal(size=y.shape)).astype(dtype)
+    folds, test = grouped_folds(np.arange(n), 5, 0), x[:50] + 0.1 * x[50:100]
+    data = collapse(y, picture)
+    trials, responses = x[picture] - x.mean(0), y.astype("f8") - y.mean(0, dtype="f8")
+    largest = np.linalg.norm(trials, 2) ** 2
+    for alpha in np.geomspace(1e-8, 1, 9) * largest:
+        if form == "primal":
+            fit = encode_primal(x, data, folds, [alpha], test, relative=False)
+        else:
+            fit = encode_dual(x @ x.T, data, folds, [alpha], test @ x.T, relative=False)
+        gram = trials @ trials.T + alpha * np.eye(len(trials))
+        dual = scipy.linalg.solve(gram, responses, assume_a="pos")
+        expected = (test - x.mean(0)) @ trials.T @ dual + y.mean(0, dtype="f8")
+        assert np.abs(fit.predictions - expected).max() < 1e-6 * np.abs(expected).max()
+
+
 def test_a_constant_voxel_spoils_no_other_and_warns_of_nothing() -> None:
     w = world(15, True)
     with_constant = w.y.copy()
@@ -226,6 +254,7 @@ BAD = [
     ("y", lambda w: replace(w, y=np.where(w.y == w.y[0, 0], np.nan, w.y)), "not finite"),
     ("rows", lambda w: replace(w, x=w.x[:-1]), "expected"),
     ("test", lambda w: replace(w, test=w.test[:, :-1]), "test"),
+    ("zero", lambda w: replace(w, x=0 * w.x), "the same"),
     ("fold", lambda w: replace(w, folds=w.folds * 0), "folds"),
 ]
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+import scipy.linalg
 from sklearn.model_selection import PredefinedSplit
 from test_ridge import ALPHAS, REPEATS, World, sklearn_ridge, trial_scores, world
 
 from nsdcap.decode_bases import decode_bases
 from nsdcap.folds import grouped_folds
-from nsdcap.ridge_decode import decode_cv
+from nsdcap.ridge_decode import decode_cv, flops
+from nsdcap.streams import ahead
 
 
 def decode(w: World, voxels, test, alphas=ALPHAS, latents=None, block=3, **options):
@@ -90,6 +93,60 @@ def test_decode_equals_himalaya(per_target: bool) -> None:
     np.testing.assert_allclose(joined(blocks, "predictions"), model.predict(test), rtol=1e-6)
 
 
+@pytest.mark.parametrize("form", ["basis", "pooled"])
+def test_decoding_keeps_six_digits_at_every_penalty(form: str) -> None:
+    """float32 voxels of condition 1e6 (of their Gram matrix), against SciPy in float64 on trials."""
+    rng = np.random.default_rng(0)
+    n, p = 300, 80
+    picture = rng.permutation(np.repeat(np.arange(n), 2))
+    left, right = (np.linalg.qr(rng.normal(size=(side, p)))[0] for side in (2 * n, p))
+    voxels = (left * np.geomspace(1, 1e-3, p) @ right).astype("f4")
+    y = rng.normal(size=(n, 20)).astype("f4")
+    folds, test = grouped_folds(picture, 5, 0), voxels[:40] + voxels[40:80]
+    bases = decode_bases(voxels, picture, test, folds, n)
+    x = voxels.astype("f8") - voxels.mean(0, dtype="f8")
+    trials = y[picture].astype("f8") - y.mean(0, dtype="f8")
+    for alpha in np.geomspace(1e-8, 1, 9) * np.linalg.norm(x, 2) ** 2:
+        (block,) = decode_cv(bases, lambda a, b: y[:, a:b], 20, [alpha], relative=False, form=form)
+        weights = scipy.linalg.solve(x.T @ x + alpha * np.eye(p), x.T @ trials, assume_a="pos")
+        expected = (test - voxels.mean(0, dtype="f8")) @ weights + y.mean(0, dtype="f8")
+        assert np.abs(block.predictions - expected).max() < 1e-6 * np.abs(expected).max()
+
+
+def test_the_next_block_is_read_while_one_is_computed() -> None:
+    started = [threading.Event() for _ in range(4)]
+
+    def read(part: slice) -> int:
+        started[part.start].set()
+        return part.start
+
+    for part, value in ahead(read, [slice(i, i + 1) for i in range(4)]):
+        assert part.start == value
+        if value < 3:  # else this would wait for ever, and the test fail
+            assert started[value + 1].wait(10)
+
+
+def test_an_error_of_reading_comes_where_its_block_would() -> None:
+    def read(part: slice) -> int:
+        if part.start == 2:
+            raise OSError("truncated")
+        return part.start
+
+    stream = ahead(read, [slice(i, i + 1) for i in range(4)])
+    assert [next(stream)[1], next(stream)[1]] == [0, 1]
+    with pytest.raises(OSError, match="truncated"):
+        next(stream)
+
+
+def test_the_form_of_fewer_operations_is_taken() -> None:
+    w = world(7, True)
+    voxels, test = voxels_of(w, 40)
+    bases = decode_bases(voxels, w.picture, test, w.folds, len(w.x))
+    for n_targets, expected in ((1, "basis"), (10**6, "pooled")):
+        costs = flops(bases, 10, n_targets, False)
+        assert min(costs, key=lambda form: costs[form]) == expected
+
+
 def test_decode_reads_each_target_once_a_pass() -> None:
     w = world(7, True)
     voxels, test = voxels_of(w, 30)
@@ -158,6 +215,7 @@ def test_decoding_refuses_bad_input() -> None:
         ((voxels, w.picture, test[:, 1:], w.folds, 60), "test"),
         ((voxels[0], w.picture, test, w.folds, 60), "voxels"),
         ((voxels, w.picture, test, 0 * w.folds, 60), "folds"),
+        ((voxels * (np.arange(30) > 1), w.picture, test, w.folds, 60), "2 columns are the same"),
         ((voxels, w.picture - 1, test, w.folds, 60), "rows -1"),
         ((voxels, w.picture, test, w.folds, 59), "expected 0 to 58"),
     ):

@@ -111,9 +111,9 @@ def ours(p: SimpleNamespace, one_alpha: bool, xp: Any = np) -> tuple[np.ndarray,
             xp.asarray(kernel), data, p.folds, p.alphas, xp.asarray(test), relative=False
         )
     else:
-        bases = joint_bases(xp.asarray(p.kernel), data.counts, p.folds, xp.asarray(p.kernel_test))
+        shared = joint_bases(xp.asarray(p.kernel), data.counts, p.folds, xp.asarray(p.kernel_test))
         spaces = [(xp.asarray(z[: p.n]), xp.asarray(z[p.n :])) for z in p.spaces]
-        fit = encode_joint(bases, spaces, data, p.folds, p.alphas, [1.0])[1]
+        fit = encode_joint(shared, spaces, data, p.folds, p.alphas, [1.0])[1]
     return to_host(fit.predictions), p.alphas[fit.alpha_index]
 
 
@@ -160,7 +160,7 @@ def himalaya(p: SimpleNamespace, one_alpha: bool, backend: str) -> tuple[np.ndar
     xp = set_backend(backend)
     host = lambda array: np.asarray(xp.to_numpy(array))  # noqa: E731
     if p.shape == "joint":
-        first = None
+        first: tuple[np.ndarray, np.ndarray] | None = None
         for z in p.spaces:
             total, test = joint_kernel(p, z)
             model = KernelRidgeCV(
@@ -171,6 +171,7 @@ def himalaya(p: SimpleNamespace, one_alpha: bool, backend: str) -> tuple[np.ndar
                 host(found) + p.mean.mean(0),
                 host(model.best_alphas_) * p.repeats / p.scale,
             )
+        assert first is not None  # there are layers
         return first
     if p.shape == "dual":
         kernel, test = kernels(p)
