@@ -322,6 +322,8 @@ def _read(
             f"{(bases.n_pictures, part.stop - part.start)} finite ones"
         )
     y = y[bases.order].astype(bases.dtype, copy=False)
-    mean = bases.host_share @ y  # float64
+    mean = np.zeros(y.shape[1])
+    for rows in blocks(len(y), 512):  # float64 of a part at a time
+        mean += bases.host_share[rows] @ y[rows].astype(np.float64)
     y -= mean.astype(bases.dtype)
     return y, mean

@@ -249,7 +249,8 @@ def encode_basis(
         scale = _training_scale(basis, rows) if relative else 1.0
         for number, alpha in enumerate(grid):
             shrunk = left / (basis.values + alpha * scale)
-            out = xp.linalg.solve(shrunk @ left.T, shrunk).astype(dtype)  # (n_f, k)
+            # two products and a small inverse take half the time of a solve with so many sides
+            out = (xp.linalg.inv(shrunk @ left.T) @ shrunk).astype(dtype)  # (n_f, k)
             for columns in blocks(t, block):
                 errors[number, columns] += squares(out @ inner[:, columns])
     scores = r2(to_host(errors) + data.within, to_host(total) + data.within)

@@ -1,11 +1,11 @@
 """Ridge of ours, of himalaya and of scikit-learn: time, memory and error, side by side in one run.
 
-    python hpc/bench/ridge.py --shape decode [--one-alpha] [--quick] [--json] [--threads 1] [--gpu]
+    python hpc/bench/ridge.py --shape decode [--one-alpha] [--quick | --full] [--json] [--threads 1] [--gpu]
 
 Shapes: decode (voxels of trials -> latents of pictures), encode (features of pictures -> voxels of trials,
 p < n), dual (likewise, p > n, the kernel given), joint (a kernel shared by 12 layers' features).
 All get the same data, folds, penalties and float32, one or more runs each in turn. himalaya and scikit-learn
-get single trials, which is what they take (joint: pictures' means; and one layer on trials, times 12).
+get single trials, which is what they take (joint: pictures' means, in their favour).
 The score is himalaya's default, the squared error of what is left out. A peer that in the first round
 was not the best one is not run again; the table says how often each ran.
 """
@@ -43,10 +43,12 @@ from nsdcap.ridge_joint import encode_joint, joint_bases  # noqa: E402
 # pictures, repeats, features (voxels), targets, layers
 SIZES = {
     "decode": (1335, 3, 1500, 19000, 1),  # targets to voxels as z_v at 224 px to 12,000
-    "encode": (2000, 3, 768, 3000, 1),
+    "encode": (4000, 3, 768, 3000, 1),
     "dual": (1000, 3, 10000, 1000, 1),
     "joint": (2000, 3, 192, 2000, 12),
 }
+# a subject of NSD: c from 12,000 voxels, z_B to 12,000 voxels
+FULL = SIZES | {"decode": (8859, 3, 12000, 59136, 1), "encode": (8859, 3, 768, 12000, 1)}
 QUICK = {
     "decode": (445, 3, 500, 4000, 1),
     "encode": (800, 3, 256, 1000, 1),
@@ -56,9 +58,11 @@ QUICK = {
 FOLDS, N_ALPHAS, N_TEST, CHECKED = 5, 10, 200, 40
 
 
-def make(shape: str, quick: bool) -> SimpleNamespace:
+def make(options: argparse.Namespace) -> SimpleNamespace:
     """A problem with planted weights: pictures' features or latents, trials, folds, penalties."""
-    n, repeats, p, t, layers = (QUICK if quick else SIZES)[shape]
+    shape = options.shape
+    n, repeats, p, t, layers = (QUICK if options.quick else FULL if options.full else SIZES)[shape]
+    n, t = options.pictures or n, options.targets or t
     rng = np.random.default_rng(0)
     picture = rng.permutation(np.repeat(np.arange(n), repeats))
     spread = np.geomspace(1, 0.03, p).astype("f4")  # eigenvalues over three decades
@@ -289,7 +293,7 @@ def peak_rss(options: argparse.Namespace, name: str) -> float:
 
 
 def _alone(options: argparse.Namespace, name: str) -> float:
-    problem = make(options.shape, options.quick)
+    problem = make(options)
     competitors(options.shape, options.gpu)[name](problem, options.one_alpha)
     status = Path("/proc/self/status").read_text()  # getrusage would tell of the parent's peak too
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
@@ -306,18 +310,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", default="1")
+    parser.add_argument("--pictures", type=int, help="another number of pictures")
     parser.add_argument("--targets", type=int, help="another number of targets")
+    parser.add_argument("--full", action="store_true", help="decode, encode: a subject of NSD")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, and nothing else"
     )
     parser.add_argument("--profile", action="store_true", help="where our time goes")
     options = parser.parse_args()
-    if options.targets:
-        for sizes in (SIZES, QUICK):
-            n, repeats, p, _, layers = sizes[options.shape]
-            sizes[options.shape] = (n, repeats, p, options.targets, layers)
-    problem = make(options.shape, options.quick)
+    problem = make(options)
     if options.profile:
         import cProfile
 

@@ -32,7 +32,7 @@ from nsdcap.folds import grouped_folds  # noqa: E402
 from nsdcap.ridge_decode import decode_cv, flops  # noqa: E402
 
 PICTURES, TRIALS, TESTS = 8859, 24980, 982
-ALPHAS = np.logspace(-5, 4, 10)
+ALPHAS = list(np.logspace(-5, 4, 10))
 BLOCK = 2048
 
 
