@@ -11,7 +11,7 @@ import scipy.fft
 
 from nsdcap.ridge import array_module
 
-BLOCK = 64  # voxels at a time: their spectra fit the cache of a core
+BLOCK = 48  # voxels at a time: their spectra fit the cache of a core
 CHUNK = 256  # nulls found again at a time
 BINS = 2**16  # of the pooled null
 
@@ -44,10 +44,15 @@ def p_gaussian(r: np.ndarray, n: int) -> np.ndarray:
         return student.sf(r * np.sqrt((n - 2) / (1 - r**2)), n - 2)
 
 
-def null_orders(n: int, n_nulls: int, seed: int) -> np.ndarray:
-    """Random orders (k, n) of the pictures; their shifts are the data and k n - 1 nulls or more."""
+def null_orders(n: int, n_nulls: int, seed: int) -> tuple[np.ndarray, int]:
+    """Random orders (k, n) of the pictures, and how many of each, m, are shifted in a circle.
+
+    m is the largest number up to n that FFTs are fast at (980 of 982): a prime costs several times
+    as much. The shifts are the data and k m - 1 nulls or more.
+    """
     rng = np.random.default_rng(seed)
-    return np.stack([rng.permutation(n) for _ in range(-(-(n_nulls + 1) // n))])
+    m = scipy.fft.prev_fast_len(n)
+    return np.stack([rng.permutation(n) for _ in range(-(-(n_nulls + 1) // m))]), m
 
 
 def p_permutation(
@@ -56,24 +61,24 @@ def p_permutation(
     """One-sided p of r under permuted pictures, per voxel and family-wise by the maximum, (t,) each.
 
     predicted, measured (n, t), both NumPy's or both CuPy's, and so are the p, float64. With orders
-    o_0, o_1, ... of ``null_orders``, a voxel's nulls are its r between predicted[o_m] and all n
-    cyclic shifts of measured[o_0], by FFT; there are as many orders as give ``n_nulls`` or more. The
-    shift of o_0 by 0 is the data. p is (1 + nulls >= r) / (1 + nulls); ties, within 1e-12, count.
-    For ``p_fwe`` the null is the largest r of all voxels. The orders depend on n, ``n_nulls`` and
-    ``seed`` alone: voxels, layers and phases are held against the same ones. Constant columns give
-    NaN and stay out of the maximum.
+    o_0, o_1, ... (k, n) of ``null_orders``, a voxel's nulls are its r between predicted[o_i] and all
+    cyclic shifts of the first m of measured[o_0], by FFT; m is n or little less, the rest stays, and
+    k is what gives ``n_nulls`` or more. The shift of o_0 by 0 is the data. p is (1 + nulls >= r) /
+    (1 + nulls); ties, within 1e-12, count. For ``p_fwe`` the null is the largest r of all voxels.
+    The orders depend on n, ``n_nulls`` and ``seed`` alone: voxels, layers and phases are held
+    against the same ones. Constant columns give NaN and stay out of the maximum.
 
     Validity: the shifts, relabelled by o_0, are a group of permutations that holds the identity, and
     each further order gives a coset of it drawn at random. Where pictures are exchangeable, the data
-    are thus any of the k n arrangements alike, and P(p <= a) <= a exactly, for every k: for the group
+    are thus any of the k m arrangements alike, and P(p <= a) <= a exactly, for every k: for the group
     by Hemerik & Goeman 2018 (TEST 27:811), for its cosets as in Ramdas et al. 2023 (Sankhya A 85:
-    1156). Were both sides put in each o_m, a union of groups would be no group, and p exact for k = 1
-    alone. A shift of o_0 is no uniform permutation (it moves every picture) and shifts depend on each
+    1156). Were both sides put in each o_i, a union of groups would be no group, and p exact for k = 1
+    alone. A shift of o_0 is no uniform permutation (it moves all m pictures) and shifts depend on each
     other; neither matters to a group. Pictures shown in random order and averaged over repeats are
     exchangeable where nothing is predicted; rows in order of time, autocorrelated, are not, and no
     permutation of rows is then valid.
 
-    ``null`` says what p, not p_fwe, is held against. "own": the voxel's nulls; exact, 1 / (k n) at
+    ``null`` says what p, not p_fwe, is held against. "own": the voxel's nulls; exact, 1 / (k m) at
     least. "pooled": all voxels' nulls together, whose mean and variance, 1 / (n - 1), are the same
     whatever the data, and whose higher moments are taken to be. They are counted in bins 3e-5 wide,
     that of r as a whole: p errs by less than a bin, upwards. "tail": own, but where fewer than 10
@@ -81,7 +86,7 @@ def p_permutation(
     ``_tail``). The last two are approximate.
 
     Nulls are found in float32. Those as near to r, or to the largest so far, as ``_guard`` are found
-    again as float64 sums, so that counts are those of a float64 loop. Memory: some (64, 2 n) arrays,
+    again as float64 sums, so that counts are those of a float64 loop. Memory: some (48, n) arrays,
     32 times that on a device; nulls are counted, not kept. ValueError for other shapes and names.
     """
     if predicted.shape != measured.shape or predicted.ndim != 2 or len(predicted) < 3:
@@ -93,32 +98,38 @@ def p_permutation(
     xp = _module(predicted, measured)
     fft = _fft(xp)
     n, t = predicted.shape
-    orders = xp.asarray(null_orders(n, n_nulls, seed))
-    size = scipy.fft.next_fast_len(2 * n, real=True)  # no two lags of one shift meet
+    drawn, m = null_orders(n, n_nulls, seed)
+    total = len(drawn) * m
+    # rows are read in the first order, others are taken from there
+    start, orders = xp.asarray(drawn[0]), xp.asarray(np.argsort(drawn[0])[drawn])
     r, p = xp.full(t, xp.nan), xp.full(t, xp.nan)
-    maxima = xp.full(orders.shape, -xp.inf)
+    maxima = xp.full((len(drawn), m), -xp.inf)
     pool = xp.zeros(BINS + 1, dtype=np.int64)
-    twice = xp.concatenate([orders[0], orders[0]])
     for columns in _blocks(predicted):
-        x, y = _standard(predicted[:, columns]), _standard(measured[:, columns])
+        x = _standard(predicted[:, columns][start])
+        y = _standard(measured[:, columns][start])
         valid = xp.isfinite(x[:, 0] + y[:, 0])
         if not valid.all():
             x, y = x[valid], y[valid]
         if not len(x):
             continue
         observed = xp.clip(xp.einsum("ij,ij->i", x, y), -1, 1)
-        y = y[:, twice]
-        spectrum = xp.conj(fft.rfft(y[:, :n].astype(np.float32), size))
-        windows = xp.lib.stride_tricks.sliding_window_view(y, n, axis=1)
+        spectrum = xp.conj(fft.rfft(y[:, :m].astype(np.float32)))
+        # twice round the circle, so that a shift is a slice
+        circle = xp.concatenate([y[:, :m], y[:, :m]], axis=1)
+        windows = xp.lib.stride_tricks.sliding_window_view(circle, m, axis=1)
         counts = xp.zeros(len(x), dtype=np.int64)
         kept = []
         for number, order in enumerate(orders):
-            mixed = x[:, order]
-            linear = fft.irfft(fft.rfft(mixed.astype(np.float32), size) * spectrum, size)
-            guard = _guard(linear)
+            mixed = x[:, order] if number else x
+            rest = xp.einsum("ij,ij->i", mixed[:, m:], y[:, m:])  # of the pictures that stay
+            mixed = mixed[:, :m]
+            nulls = fft.irfft(fft.rfft(mixed.astype(np.float32)) * spectrum, m)
+            guard = _guard(nulls)
+            nulls += rest.astype(np.float32)[:, None]
             widest = guard.max()
             first = int(number == 0)  # the shift by 0 of the first order is the data
-            nulls = (linear[:, :n] + linear[:, size - n :])[:, first:]  # (b, n - first) circular
+            nulls = nulls[:, first:]
             top = maxima[number, first:]  # a view
             floor = xp.maximum(top, nulls.max(0) - widest) - widest
             above = nulls > (observed + guard)[:, None]
@@ -126,8 +137,9 @@ def p_permutation(
             counts += above.sum(1)
             doubtful = xp.flatnonzero(near | (nulls >= floor.astype(np.float32)))
             for some in _slices(len(doubtful), CHUNK):
-                j, k = xp.divmod(doubtful[some], n - first)
-                exact = xp.einsum("ij,ij->i", mixed[j], windows[j, n - first - k])
+                j, k = xp.divmod(doubtful[some], m - first)
+                exact = xp.einsum("ij,ij->i", mixed[j], windows[j, m - first - k])
+                exact += rest[j]
                 # ties, as in data of few values, are at the mercy of the last bit
                 reached = near[j, k] & (exact >= observed[j] - 1e-12)
                 counts += xp.bincount(j[reached], minlength=len(x))
@@ -136,7 +148,7 @@ def p_permutation(
                 pool += xp.bincount(_bin(nulls + guard[:, None]).ravel(), minlength=BINS + 1)
             elif null == "tail":
                 kept.append(nulls)
-        own = (1 + counts) / orders.size
+        own = (1 + counts) / total
         if null == "tail":
             own = _tail(xp.concatenate(kept, axis=1), observed, counts, own)
         r[columns][valid], p[columns][valid] = observed, own
@@ -146,19 +158,20 @@ def p_permutation(
         p[known] = (1 + reached[_bin(r[known] - 1e-12)]) / (1 + pool.sum())
     ranked = xp.sort(maxima.ravel()[1:])
     beyond = len(ranked) - xp.searchsorted(ranked, r - 1e-12, side="left")
-    return p, xp.where(known, (1 + beyond) / orders.size, xp.nan)
+    return p, xp.where(known, (1 + beyond) / total, xp.nan)
 
 
-def _guard(linear: Any) -> Any:
-    """Most by which a row's correlations (b, size), of rows of length 1, may be wrong in float32.
+def _guard(nulls: Any) -> Any:
+    """Most by which circular correlations (b, m) of rows of length 1 or less may be wrong in float32.
 
-    An FFT is wrong by 6.7 u log2(size), u = 2^-24, of its length at most (Higham 2002, Accuracy and
+    An FFT is wrong by 6.7 u log2(m), u = 2^-24, of its length at most (Higham 2002, Accuracy and
     Stability, theorem 24.2, radix 2; taken as 7 here). Two spectra of length 1 enter, and their
-    product's length is that of ``linear``; 0.1 is for rounding in between. 50 times less is seen.
+    product's length is that of the
+    correlations; 0.1 is for rounding in between. 50 times less is seen.
     """
-    xp = array_module(linear)
-    length = xp.sqrt(xp.einsum("ij,ij->i", linear, linear))
-    return np.float32(7 * 2.0**-24 * math.log2(linear.shape[1])) * (np.float32(2.1) + length)
+    xp = array_module(nulls)
+    length = xp.sqrt(xp.einsum("ij,ij->i", nulls, nulls))
+    return np.float32(7 * 2.0**-24 * math.log2(nulls.shape[1])) * (np.float32(2.1) + length)
 
 
 def _bin(r: Any) -> Any:
@@ -275,13 +288,15 @@ def gain_r2(joint: Any, single: Any, measured: Any, n_boot: int, seed: int) -> t
 
 
 def _standard(x: Any) -> Any:
-    """Columns (n, b) as rows (b, n) of mean 0 and length 1, float64; NaN where constant."""
+    """Columns (n, b) as rows (b, n) of mean 0 and length 1, float64; NaN where constant, to rounding."""
     xp = array_module(x)
     x = xp.ascontiguousarray(x.T, dtype=np.float64)
-    x = x - x[:, :1]  # a constant is 0 now, and stays so
-    x -= x.mean(1, keepdims=True)
+    mean = x.mean(1)
+    x = x - mean[:, None]  # a new array: x may be the caller's
     length = xp.sqrt(xp.einsum("ij,ij->i", x, x))
-    x /= xp.where(length == 0, xp.nan, length)[:, None]
+    # what the mean's rounding leaves of a constant
+    constant = length <= 1e-14 * x.shape[1] ** 0.5 * abs(mean)
+    x /= xp.where(constant, xp.nan, length)[:, None]
     return x
 
 
