@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 import warnings
 from typing import Any
@@ -171,6 +172,20 @@ def test_permutation_p_is_uniform_under_the_null(tails: str, null: str) -> None:
     for level in (0.05, 0.01, 2e-3):
         low, high = scipy.stats.binom.interval(0.999, t, level)
         assert low <= (p <= level).sum() <= high
+
+
+def test_permutation_p_is_exact_over_all_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every arrangement of four pictures against every pair of orders: P(p <= a) = a."""
+    rng = np.random.default_rng(3)
+    every = np.array(list(itertools.permutations(range(4))))  # (24, 4)
+    x, y = np.exp(3 * rng.normal(size=(2, 4)))
+    a, b = np.repeat(x[:, None], 24, axis=1), y[every].T
+    found = []
+    for pair in itertools.product(every, every):
+        monkeypatch.setattr(stats, "null_orders", lambda *_, pair=pair: (np.array(pair), 4))
+        found.append(p_permutation(a, b, 7, 0)[0])
+    for rank in range(1, 9):
+        assert np.mean(np.array(found) <= rank / 8 + 1e-9) <= rank / 8 + 1e-9
 
 
 def test_permutation_p_is_uniform_for_correlated_voxels() -> None:
