@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import scipy.fft
 
-BLOCK = 2048  # voxels at a time
+from nsdcap.ridge import array_module
+
+BLOCK = 48  # voxels at a time: their spectra fit the cache of a core
+CHUNK = 256  # nulls found again at a time
+BINS = 2**16  # of the pooled null
 
 
-def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson's r (t,) float64 of the columns of two arrays (n, t); NaN where one is constant."""
+def pearson(a: Any, b: Any) -> Any:
+    """Pearson's r (t,) float64 of the columns of two arrays (n, t); NaN where one is constant.
+
+    Both are NumPy's or both CuPy's, and so is r. Promoted in blocks of columns. ValueError else.
+    """
     if a.shape != b.shape or a.ndim != 2:
         raise ValueError(f"a {a.shape} and b {b.shape}: expected two arrays of one shape (n, t)")
-    r = np.empty(a.shape[1])
-    for columns in _blocks(a.shape[1]):
-        r[columns] = (_standard(a[:, columns]) * _standard(b[:, columns])).sum(0)
-    return np.clip(r, -1, 1)
+    xp = _module(a, b)
+    r = xp.empty(a.shape[1])
+    for columns in _blocks(a):
+        r[columns] = xp.einsum("ij,ij->i", _standard(a[:, columns]), _standard(b[:, columns]))
+    return xp.clip(r, -1, 1)
 
 
 def p_gaussian(r: np.ndarray, n: int) -> np.ndarray:
@@ -33,55 +44,176 @@ def p_gaussian(r: np.ndarray, n: int) -> np.ndarray:
         return student.sf(r * np.sqrt((n - 2) / (1 - r**2)), n - 2)
 
 
-def null_orders(n: int, n_nulls: int, seed: int) -> np.ndarray:
-    """Random orders (k, n) of the pictures; each gives n - 1 nulls by its cyclic shifts."""
+def null_orders(n: int, n_nulls: int, seed: int) -> tuple[np.ndarray, int]:
+    """Random orders (k, n) of the pictures, and how many of each, m, are shifted in a circle.
+
+    m is the largest number up to n that FFTs are fast at (980 of 982): a prime costs several times
+    as much. The shifts are the data and k m - 1 nulls or more.
+    """
     rng = np.random.default_rng(seed)
-    return np.stack([rng.permutation(n) for _ in range(-(-n_nulls // (n - 1)))])
+    m = scipy.fft.prev_fast_len(n)
+    return np.stack([rng.permutation(n) for _ in range(-(-(n_nulls + 1) // m))]), m
 
 
 def p_permutation(
-    predicted: np.ndarray, measured: np.ndarray, n_nulls: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+    predicted: Any, measured: Any, n_nulls: int, seed: int, null: str = "own"
+) -> tuple[Any, Any]:
     """One-sided p of r under permuted pictures, per voxel and family-wise by the maximum, (t,) each.
 
-    predicted, measured (n, t). The pictures are put in a random order and all its n - 1 cyclic shifts
-    are taken at once by FFT, then further orders until there are at least ``n_nulls`` nulls. Each
-    shift is a permutation of the pictures drawn uniformly, so p, (1 + nulls as large) / (1 + nulls),
-    is valid where pictures are exchangeable: shown in random order, and averaged over repeats. The
-    orders depend on n and ``seed`` alone: voxels, layers and phases are held against the same ones.
-    Constant columns give NaN and stay out of the maximum.
+    predicted, measured (n, t), both NumPy's or both CuPy's, and so are the p, float64. With orders
+    o_0, o_1, ... (k, n) of ``null_orders``, a voxel's nulls are its r between predicted[o_i] and all
+    cyclic shifts of the first m of measured[o_0], by FFT; m is n or little less, the rest stays, and
+    k is what gives ``n_nulls`` or more. The shift of o_0 by 0 is the data. p is (1 + nulls >= r) /
+    (1 + nulls); ties, within 1e-12, count. For ``p_fwe`` the null is the largest r of all voxels.
+    The orders depend on n, ``n_nulls`` and ``seed`` alone: voxels, layers and phases are held
+    against the same ones. Constant columns give NaN and stay out of the maximum.
 
-    Memory: (n, 2048) float64 a few times; the nulls are counted, not kept.
+    Validity: the shifts, relabelled by o_0, are a group of permutations that holds the identity, and
+    each further order gives a coset of it drawn at random. Where pictures are exchangeable, the data
+    are thus any of the k m arrangements alike, and P(p <= a) <= a exactly, for every k: for the group
+    by Hemerik & Goeman 2018 (TEST 27:811), for its cosets as in Ramdas et al. 2023 (Sankhya A 85:
+    1156). Were both sides put in each o_i, a union of groups would be no group, and p exact for k = 1
+    alone. A shift of o_0 is no uniform permutation (it moves all m pictures) and shifts depend on each
+    other; neither matters to a group. Pictures shown in random order and averaged over repeats are
+    exchangeable where nothing is predicted; rows in order of time, autocorrelated, are not, and no
+    permutation of rows is then valid.
+
+    ``null`` says what p, not p_fwe, is held against. "own": the voxel's nulls; exact, 1 / (k m) at
+    least. "pooled": all voxels' nulls together, whose mean and variance, 1 / (n - 1), are the same
+    whatever the data, and whose higher moments are taken to be. They are counted in bins 3e-5 wide,
+    that of r as a whole: p errs by less than a bin, upwards. "tail": own, but where fewer than 10
+    nulls reach r a generalised Pareto tail (Knijnenburg et al. 2009, Bioinformatics 25:i161, see
+    ``_tail``). The last two are approximate.
+
+    Nulls are found in float32. Those as near to r, or to the largest so far, as ``_guard`` are found
+    again as float64 sums, so that counts are those of a float64 loop. Memory: some (48, n) arrays,
+    32 times that on a device; nulls are counted, not kept. ValueError for other shapes and names.
     """
-    from scipy import fft
-
     if predicted.shape != measured.shape or predicted.ndim != 2 or len(predicted) < 3:
         raise ValueError(
             f"predicted {predicted.shape}, measured {measured.shape}: expected one shape (n >= 3, t)"
         )
+    if null not in ("own", "pooled", "tail"):
+        raise ValueError(f"null {null!r}: expected own, pooled or tail")
+    xp = _module(predicted, measured)
+    fft = _fft(xp)
     n, t = predicted.shape
-    orders = null_orders(n, n_nulls, seed)
-    size = fft.next_fast_len(2 * n - 1, real=True)
-    r = pearson(predicted, measured)
-    counts = np.zeros(t, dtype=np.int64)
-    maxima = np.full((len(orders), n - 1), -np.inf)
-    for columns in _blocks(t):
-        x, y = _standard(predicted[:, columns]), _standard(measured[:, columns])
-        x, y = np.nan_to_num(x), np.nan_to_num(y)
-        valid = np.isfinite(r[columns])
+    drawn, m = null_orders(n, n_nulls, seed)
+    total = len(drawn) * m
+    # rows are read in the first order, others are taken from there
+    start, orders = xp.asarray(drawn[0]), xp.asarray(np.argsort(drawn[0])[drawn])
+    r, p = xp.full(t, xp.nan), xp.full(t, xp.nan)
+    maxima = xp.full((len(drawn), m), -xp.inf)
+    pool = xp.zeros(BINS + 1, dtype=np.int64)
+    for columns in _blocks(predicted):
+        x = _standard(predicted[:, columns][start])
+        y = _standard(measured[:, columns][start])
+        valid = xp.isfinite(x[:, 0] + y[:, 0])
+        if not valid.all():
+            x, y = x[valid], y[valid]
+        if not len(x):
+            continue
+        observed = xp.clip(xp.einsum("ij,ij->i", x, y), -1, 1)
+        spectrum = xp.conj(fft.rfft(y[:, :m].astype(np.float32)))
+        # twice round the circle, so that a shift is a slice
+        circle = xp.concatenate([y[:, :m], y[:, :m]], axis=1)
+        windows = xp.lib.stride_tricks.sliding_window_view(circle, m, axis=1)
+        counts = xp.zeros(len(x))
+        kept = []
         for number, order in enumerate(orders):
-            # both rows in the random order: shift k pairs each picture with the one k places on
-            spectrum = np.conj(fft.rfft(x[order], size, axis=0)) * fft.rfft(y[order], size, axis=0)
-            linear = fft.irfft(spectrum, size, axis=0)
-            null = linear[1:n] + linear[size - n + 1 :]  # (n - 1, b) circular, without the identity
-            # ties, as in data of few values, are at the mercy of the last bit
-            counts[columns] += (null >= r[columns] - 1e-12).sum(0)
-            if valid.any():
-                np.maximum(maxima[number], null[:, valid].max(1), out=maxima[number])
-    total = 1 + maxima.size
-    p = np.where(np.isfinite(r), (1 + counts) / total, np.nan)
-    above = maxima.size - np.searchsorted(np.sort(maxima.ravel()), r - 1e-12, side="left")
-    return p, np.where(np.isfinite(r), (1 + above) / total, np.nan)
+            mixed = x[:, order] if number else x
+            rest = (mixed[:, m:] * y[:, m:]).sum(1)  # of the pictures that stay
+            mixed = mixed[:, :m]
+            nulls = fft.irfft(fft.rfft(mixed.astype(np.float32)) * spectrum, m)
+            guard = _guard(nulls)
+            nulls += rest.astype(np.float32)[:, None]
+            widest = guard.max()
+            first = int(number == 0)  # the shift by 0 of the first order is the data
+            nulls = nulls[:, first:]
+            top = maxima[number, first:]  # a view
+            floor = xp.maximum(top, nulls.max(0) - widest) - widest
+            above = nulls > (observed + guard).astype(np.float32)[:, None]
+            near = above != (nulls >= (observed - guard).astype(np.float32)[:, None])
+            counts += above.sum(1)
+            doubtful = xp.flatnonzero(near | (nulls >= floor.astype(np.float32)))
+            for some in _slices(len(doubtful), CHUNK):
+                j, k = xp.divmod(doubtful[some], m - first)
+                exact = xp.einsum("ij,ij->i", mixed[j], windows[j, m - first - k])
+                exact += rest[j]
+                # ties, as in data of few values, are at the mercy of the last bit
+                reached = near[j, k] & (exact >= observed[j] - 1e-12)
+                counts += xp.bincount(j, reached, minlength=len(x))
+                xp.maximum.at(top, k, exact)
+            if null == "pooled":
+                pool += xp.bincount(_bin(nulls + guard[:, None]).ravel(), minlength=BINS + 1)
+            elif null == "tail":
+                kept.append(nulls)
+        own = (1 + counts) / total
+        if null == "tail":
+            own = _tail(xp.concatenate(kept, axis=1), observed, counts, own)
+        r[columns][valid], p[columns][valid] = observed, own
+    known = xp.isfinite(r)
+    if null == "pooled":
+        reached = xp.cumsum(pool[::-1])[::-1]
+        p[known] = (1 + reached[_bin(r[known] - 1e-12)]) / (1 + pool.sum())
+    ranked = xp.sort(maxima.ravel()[1:])
+    beyond = len(ranked) - xp.searchsorted(ranked, r - 1e-12, side="left")
+    return p, xp.where(known, (1 + beyond) / total, xp.nan)
+
+
+def _guard(nulls: Any) -> Any:
+    """Most by which circular correlations (b, m) of rows of length 1 or less may be wrong in float32.
+
+    An FFT is wrong by 6.7 u log2(m), u = 2^-24, of its length at most (Higham 2002, Accuracy and
+    Stability, theorem 24.2, radix 2; taken as 7 here). Two spectra of length 1 enter, and their
+    product's length is that of the correlations; 9 u are for what is rounded before, between and
+    after. Some 50 times less is seen.
+    """
+    xp = array_module(nulls)
+    length = xp.sqrt(xp.einsum("ij,ij->i", nulls, nulls))
+    return (length + 2) * np.float32(7 * 2.0**-24 * math.log2(nulls.shape[1])) + np.float32(
+        9 * 2.0**-24
+    )
+
+
+def _bin(r: Any) -> Any:
+    """Bin of r, whose edges are BINS equal steps from -1 to 1."""
+    xp = array_module(r)
+    return xp.clip((r + 1) * (BINS / 2), 0, BINS).astype(np.int64)
+
+
+def _tail(nulls: Any, r: Any, counts: Any, p: Any) -> Any:
+    """p (b,), but a generalised Pareto tail's of nulls (b, k) where fewer than 10 ``counts`` reach r.
+
+    The 250 largest nulls, or a quarter if fewer, are fitted by probability-weighted moments (Hosking
+    & Wallis 1987, Technometrics 29:339). They are taken as -log(1 - r^2), which for independent
+    Gaussians falls off almost exponentially all the way to r = 1; and a shape below 0, which would
+    end the tail and give p = 0, as 0. Of 2,100 nulls p is right to a factor of 3 down to 1e-4; further
+    out it errs by orders of magnitude, mostly upwards. p stays where the largest are all alike.
+    """
+    xp = array_module(nulls)
+    few = counts < 10
+    if not few.any():
+        return p
+    size = min(250, nulls.shape[1] // 4)
+    if size < 10:
+        return p
+    with np.errstate(divide="ignore", invalid="ignore"):
+        largest = xp.sort(nulls[few], axis=1)[:, -size - 1 :].astype(np.float64)
+        largest = -xp.log1p(-largest * abs(largest))
+        start = largest[:, :2].mean(1)  # between the last one in and the first one out
+        excess = largest[:, 1:] - start[:, None]
+        mean = excess.mean(1)
+        weighted = (excess * xp.arange(size - 1, -1, -1)).mean(1) / (size - 1)
+        shape = xp.maximum(2 - mean / (mean - 2 * weighted), 0)
+        scale = xp.where(shape > 0, 2 * mean * weighted / (mean - 2 * weighted), mean)
+        beyond = xp.maximum(-xp.log1p(-r[few] * abs(r[few])) - start, 0) / scale
+        safe = xp.where(shape > 0, shape, 1)
+        log_share = xp.where(shape > 0, -xp.log1p(safe * beyond) / safe, -beyond)
+        fitted = size / nulls.shape[1] * xp.exp(log_share)
+    p = p.copy()
+    p[few] = xp.where(xp.isfinite(fitted), fitted, p[few])
+    return p
 
 
 def fdr(p: np.ndarray, alpha: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
@@ -130,9 +262,7 @@ def resamples(n: int, n_boot: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_boot) / n
 
 
-def gain_r2(
-    joint: np.ndarray, single: np.ndarray, measured: np.ndarray, n_boot: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def gain_r2(joint: Any, single: Any, measured: Any, n_boot: int, seed: int) -> tuple[Any, Any, Any]:
     """R2(joint) - R2(single) over test pictures, with a 95 % bootstrap interval, (t,) each.
 
     joint, single, measured (n, t). Pictures are resampled; the variance of ``measured`` is taken in
@@ -143,30 +273,56 @@ def gain_r2(
             f"joint {joint.shape}, single {single.shape}, measured {measured.shape}: expected one "
             "shape (n, t)"
         )
+    xp = _module(joint, single, measured)
     n, t = measured.shape
-    weights = resamples(n, n_boot, seed)
-    found = np.full((3, t), np.nan)
-    for columns in _blocks(t):
+    weights = xp.asarray(resamples(n, n_boot, seed))
+    found = xp.full((3, t), xp.nan)
+    for columns in _blocks(measured):
         y = measured[:, columns].astype(np.float64)
-        y = np.where(y.max(0) == y.min(0), np.nan, y - y.mean(0))
+        y = xp.where(y.max(0) == y.min(0), xp.nan, y - y.mean(0))
         saved = (single[:, columns] - measured[:, columns]).astype(np.float64) ** 2
         saved -= (joint[:, columns] - measured[:, columns]).astype(np.float64) ** 2
         with np.errstate(divide="ignore", invalid="ignore"):
             found[0, columns] = saved.mean(0) / (y**2).mean(0)
             gains = (weights @ saved) / (weights @ y**2 - (weights @ y) ** 2)  # (n_boot, b)
-        found[1:, columns] = np.quantile(gains, [0.025, 0.975], axis=0)
+        found[1:, columns] = xp.quantile(gains, xp.asarray([0.025, 0.975]), axis=0)
     return found[0], found[1], found[2]
 
 
-def _standard(x: np.ndarray) -> np.ndarray:
-    """Columns of mean 0 and length 1, float64; NaN where constant."""
-    x = np.asarray(x, dtype=np.float64)
-    constant = x.max(0) == x.min(0)
-    x = x - x.mean(0)
-    length = np.sqrt((x**2).sum(0))
-    return x / np.where(constant | (length == 0), np.nan, length)
+def _standard(x: Any) -> Any:
+    """Columns (n, b) as rows (b, n) of mean 0 and length 1, float64; NaN where constant, to rounding."""
+    xp = array_module(x)
+    x = xp.ascontiguousarray(x.T, dtype=np.float64)
+    mean = x.mean(1)
+    x = x - mean[:, None]  # a new array: x may be the caller's
+    length = xp.sqrt(xp.einsum("ij,ij->i", x, x))
+    # what the mean's rounding leaves of a constant
+    constant = length <= 1e-14 * x.shape[1] ** 0.5 * abs(mean)
+    x /= xp.where(constant, xp.nan, length)[:, None]
+    return x
 
 
-def _blocks(t: int) -> Iterator[slice]:
-    for start in range(0, t, BLOCK):
-        yield slice(start, min(t, start + BLOCK))
+def _module(*arrays: Any) -> Any:
+    """numpy or cupy, whichever all arrays are of."""
+    modules = {array_module(array) for array in arrays}
+    if len(modules) > 1:
+        raise ValueError("arrays on the host and on a device: expected one of them")
+    return modules.pop()
+
+
+def _fft(xp: Any) -> Any:
+    if xp is np:
+        return scipy.fft
+    import cupyx.scipy.fft
+
+    return cupyx.scipy.fft
+
+
+def _blocks(array: Any) -> Iterator[slice]:
+    """Columns a few at a time: as fit a cache, or on a device as fill it."""
+    return _slices(array.shape[1], BLOCK * (1 if array_module(array) is np else 32))
+
+
+def _slices(total: int, step: int) -> Iterator[slice]:
+    for start in range(0, total, step):
+        yield slice(start, min(total, start + step))
