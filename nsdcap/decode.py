@@ -14,7 +14,7 @@ from nsdcap.features import open_features, rows_of
 from nsdcap.folds import grouped_folds
 from nsdcap.paths import Cell, artefact
 from nsdcap.ridge import edge_share, edge_warning
-from nsdcap.ridge_decode import decode_cv
+from nsdcap.ridge_decode import choose_form, decode_cv
 
 LATENTS = ("z_v", "c", "z")
 
@@ -78,9 +78,12 @@ def _decode_one(
     cv_r2 = np.zeros(n_targets, dtype=np.float32)
     alphas = getattr(config.decode, f"{name}_alphas") or config.ridge.alphas
     sums = np.zeros(2)
+    per_target = config.decode.alpha == "target"
+    form, work = choose_form(bases, len(alphas) if per_target else 1, n_targets, gain=True)
+    print(f"{name}: errors in the {form} form, {work / 1e9:.3g} GFLOP")
     solved = decode_cv(
         bases, lambda start, stop: latents[:, start:stop], n_targets, alphas,
-        block=config.ridge.block, per_target=config.decode.alpha == "target",
+        block=config.ridge.block, per_target=per_target,
         relative=not config.ridge.absolute,
     )  # fmt: skip
     for block in solved:

@@ -121,6 +121,14 @@ def flops(bases: DecodeBases, n_alphas: int, n_targets: int, gain: bool) -> dict
     return {"basis": basis, "pooled": pooled}
 
 
+def choose_form(bases: DecodeBases, n_alphas: int, n_targets: int, gain: bool) -> tuple[str, float]:
+    """The form of fewer operations whose matrices are within ``POOLED_LIMIT``, and its operations."""
+    costs = flops(bases, n_alphas, n_targets, gain)
+    size = (1 + gain) * n_alphas * bases.n_pictures**2 * bases.dtype.itemsize / 2
+    form = "pooled" if size <= POOLED_LIMIT and costs["pooled"] < costs["basis"] else "basis"
+    return form, costs[form]
+
+
 class _Solver:
     """Scores, penalties and predictions of blocks of targets about their mean."""
 
@@ -143,7 +151,7 @@ class _Solver:
                 "pooled" if size <= POOLED_LIMIT and costs["pooled"] < costs["basis"] else "basis"
             )
         self.form, self.flops = form, costs[form]
-        if form == "pooled":
+        if self.form == "pooled":
             made = [self._pooled(number) for number in range(len(grid))]
             self.errors = [pair[0] for pair in made]
             self.lengths = [pair[1] for pair in made]

@@ -320,6 +320,8 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="where our time goes")
     options = parser.parse_args()
     problem = make(options)
+    if options.shape == "dual":
+        kernels(problem)  # it is given
     if options.profile:
         import cProfile
 
