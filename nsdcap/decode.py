@@ -49,6 +49,7 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
             roi = getattr(config.roi, name)
             voxels = np.isin(stream, [STREAMS.index(part) + 1 for part in roi])
             if roi not in bases:  # latents of one ROI share its factorisations
+                bases.clear()  # before the next ones are there
                 bases = {
                     roi: decode_bases(
                         xp.asarray(train[:, voxels]),

@@ -18,8 +18,8 @@ class FoldBasis:
 
     ``values`` (k,) float64. ``into`` (k, n_train) from latents of the training pictures, the columns of a
     picture's repeats summed; its ``columns`` are the ``pictures``, slice by slice. ``out`` (m_f, k) to the
-    trials left out, ``averaged`` (n_left, k) to their pictures; ``left`` the slice of those, ``sums``
-    (n_left, m_f) 1 where a trial shows a picture, ``left_counts`` (n_left,) their repeats. ``share`` (n,)
+    trials left out, ``averaged`` (n_left, k) to their pictures; ``left`` the slice of those, ``shown``
+    (m_f,) on the host which of them each trial shows, ``left_counts`` (n_left,) their repeats. ``share`` (n,)
     each picture's share of the training trials, ``scale`` the mean eigenvalue.
     """
 
@@ -30,7 +30,7 @@ class FoldBasis:
     out: Any
     averaged: Any
     left: slice
-    sums: Any
+    shown: np.ndarray
     left_counts: Any
     share: Any
     scale: float
@@ -76,7 +76,8 @@ def decode_bases(
     the whole by subtraction. What multiplies targets is kept in the voxels' own precision.
 
     Memory, k = min(n_trials, p): in that precision, k (folds n_pictures + n_trials (1 + n_left / m_f));
-    in float64 k n_pictures, and while it works 4 p^2 (or n_trials^2) and n_trials p / folds.
+    in float64 k n_pictures, and while it works 4 p^2 + 4 p n_pictures + n_trials p / folds, or for more
+    voxels than trials 5 n_trials^2 + 2 n_trials p.
 
     Raises
     ------
@@ -120,14 +121,12 @@ def _fold(
         pictures = [part for part in (slice(0, start), slice(stop, n)) if part.stop > part.start]
         ends = np.cumsum([0, *(part.stop - part.start for part in pictures)])
         columns = [slice(int(a), int(b)) for a, b in pairwise(ends)]
-    sums = np.zeros((stop - start, int(left.sum())), dtype=dtype)
-    sums[member[left] - start, np.arange(sums.shape[1])] = 1
-    sums, own = xp.asarray(sums), own[start:stop]
-    averaged = (sums @ out) / xp.asarray(np.maximum(own, 1))[:, None]
+    shown, own = member[left] - start, own[start:stop]
+    averaged = add_rows(out, shown, len(own)) / xp.asarray(np.maximum(own, 1))[:, None]
     into = xp.concatenate([into[:, part] for part in pictures], axis=1).astype(dtype)
     return FoldBasis(
         values, into, columns, pictures, out.astype(dtype), averaged.astype(dtype),
-        slice(start, stop), sums, xp.asarray(own), xp.asarray((train / train.sum()).astype(dtype)),
+        slice(start, stop), shown, xp.asarray(own), xp.asarray((train / train.sum()).astype(dtype)),
         scale,
     )  # fmt: skip
 
@@ -143,7 +142,7 @@ def _primal(
     for fold in np.unique(folds):
         x = voxels[xp.asarray(np.flatnonzero(folds == fold))] - centre
         gram += x.T @ x
-        _add_rows(summed, x, member[folds == fold])
+        summed += add_rows(x, member[folds == fold], n)
 
     def parts() -> Any:
         for fold in np.unique(folds):
@@ -152,8 +151,7 @@ def _primal(
             n_train = total - len(left)
             mean = -x.sum(0) / n_train  # the mean of all is 0
             train = gram - x.T @ x - n_train * mean[:, None] * mean
-            own = xp.zeros((n, p))
-            _add_rows(own, x, member[left])
+            own = add_rows(x, member[left], n)
             repeats = np.bincount(member, minlength=n) - np.bincount(member[left], minlength=n)
             rows = summed - own - xp.asarray(repeats)[:, None] * mean
             values, vectors = eigen(train)
@@ -178,8 +176,7 @@ def _dual(
     def make(train: np.ndarray, others: Any) -> tuple[Any, Any, Any, float]:
         rows = xp.asarray(train)
         basis = kernel_basis(kernel[rows][:, rows], xp.ones(len(train)), others)
-        summed = xp.zeros((n, len(basis.values)))
-        _add_rows(summed, basis.vectors, member[train])
+        summed = add_rows(basis.vectors, member[train], n)
         return basis.values, summed.T, basis.out, basis.scale
 
     def parts() -> Any:
@@ -192,15 +189,20 @@ def _dual(
     return parts(), WholeBasis(*make(everyone, centred @ x.T))
 
 
-def _add_rows(total: Any, x: Any, member: np.ndarray) -> None:
-    """Add row i of x to row member[i] of ``total``: a repeat at a time, so that no index comes twice."""
+def add_rows(x: Any, member: np.ndarray, n: int) -> Any:
+    """Sums (n, ...) of the rows of x that have the same ``member``.
+
+    A repeat is added at a time, so that no index comes twice: every array module can do that.
+    """
     xp = array_module(x)
+    total = xp.zeros((n, x.shape[1]), dtype=x.dtype)
     order = np.argsort(member, kind="stable")
     _, starts, counts = np.unique(member[order], return_index=True, return_counts=True)
     repeat = np.arange(len(order)) - np.repeat(starts, counts)
     for number in range(counts.max()):
         rows = order[repeat == number]
         total[xp.asarray(member[rows])] += x[xp.asarray(rows)]
+    return total
 
 
 def _check(voxels: Any, picture: Any, test: Any, folds: Any, n_pictures: int) -> None:
@@ -220,6 +222,9 @@ def _check(voxels: Any, picture: Any, test: Any, folds: Any, n_pictures: int) ->
         raise ValueError(
             f"picture: found rows {picture.min()} to {picture.max()}, expected 0 to {n_pictures - 1}"
         )
+    for name, array in (("voxels", voxels), ("test", test)):
+        if array.dtype not in (np.float32, np.float64):
+            raise ValueError(f"{name} are {array.dtype}: expected float32 or float64")
     check_numbers(voxels=voxels, test=test)
     check_features("voxels", voxels)
     check_folds(folds, n)

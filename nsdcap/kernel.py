@@ -33,7 +33,8 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
     """Write the eigenbases of z_v's kernel to ``target``: of all training pictures and of each fold's.
 
     HDF5: groups ``whole`` and ``fold_0``, ``fold_1``, ..., each with ``values`` (k,), ``vectors`` (n, k),
-    ``out`` (m, k), ``weight`` (n,), float64, and the attribute ``scale``, see ``KernelBasis``. About
+    ``out`` (m, k), ``weight`` (n,), float64, and the attribute ``scale``, see ``KernelBasis``; of a fold also
+    the rows ``left`` out. About
     8 (folds + 1) n^2 bytes: 4 GB for 8,859 pictures and five folds. Memory: twice that.
     """
     pictures = read_pictures(cell.subject, config, out)
@@ -42,12 +43,14 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
     with h5py.File(target, "w") as file:
         _write(file.create_group("whole"), bases.whole)
         for number, basis in enumerate(bases.folds):
-            _write(file.create_group(f"fold_{number}"), basis)
+            group = file.create_group(f"fold_{number}")
+            _write(group, basis)
+            group["left"] = bases.lefts[number]
     print(f"{cell}: (n_pictures, n_test) = ({len(pictures.ids)}, {len(pictures.test_ids)})")
 
 
 def read_pictures(subject: int | None, config: Config, out: Path) -> Pictures:
-    """A subject's pictures; the same folds in every stage."""
+    """A subject's pictures; the same folds for every encoding model."""
     with h5py.File(artefact(out, Cell("prepare", subject)), "r") as file:
         trial_ids, test_ids = file["nsd_id_train"][:], file["nsd_id_test"][:]
     ids, first, counts = np.unique(trial_ids, return_index=True, return_counts=True)
@@ -79,8 +82,9 @@ def read_bases(subject: int | None, config: Config, out: Path) -> JointBases:
     """What ``run`` wrote, on the device that ridge runs on."""
     with h5py.File(artefact(out, Cell("kernel", subject)), "r") as file:
         whole = _read(file["whole"], config)
-        found = [_read(file[f"fold_{number}"], config) for number in range(len(file) - 1)]
-    return JointBases(whole, found)
+        groups = [file[f"fold_{number}"] for number in range(len(file) - 1)]
+        found = [_read(group, config) for group in groups]
+        return JointBases(whole, found, [group["left"][:] for group in groups])
 
 
 def read_whole(subject: int | None, config: Config, out: Path) -> KernelBasis:

@@ -140,12 +140,18 @@ def squared_errors(parts: Triangle, shrink: Any, inner: Any, seen: Any) -> Any:
     return total
 
 
-def squares(x: Any) -> Any:
-    """Sums of squares (b,) float64 of columns (m, b); blocks of rows are summed in their precision."""
+def squares(x: Any, counts: Any = None) -> Any:
+    """Sums of squares (b,) float64 of columns (m, b), rows counting ``counts`` (m,) float64 times.
+
+    Blocks of rows are squared in their own precision and promoted one at a time.
+    """
     xp = array_module(x)
     total = xp.zeros(x.shape[1])
     for rows in blocks(len(x), 4 * ROWS):
-        total += xp.einsum("ij,ij->j", x[rows], x[rows])
+        if counts is None:
+            total += xp.einsum("ij,ij->j", x[rows], x[rows])
+        else:
+            total += counts[rows] @ (x[rows] * x[rows])
     return total
 
 

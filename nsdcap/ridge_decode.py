@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from nsdcap.decode_bases import DecodeBases
+from nsdcap.decode_bases import DecodeBases, add_rows
 from nsdcap.ridge import (
     ROWS,
     Triangle,
@@ -33,7 +33,7 @@ from nsdcap.ridge import (
     triangle,
     triangle_flops,
 )
-from nsdcap.streams import ahead, fitting_block, uploader
+from nsdcap.streams import ahead, fitting_block, free_memory, uploader
 
 POOLED_LIMIT = 4e9  # bytes that the pooled form's matrices may take
 
@@ -68,22 +68,29 @@ def decode_cv(
     ``read_targets(start, stop)`` gives columns (n_pictures, b) of the latents; a thread reads the next
     block meanwhile. One penalty a target: one pass over the targets; one for all of them (the best mean
     R2): two, its choice and predictions. ``alphas`` are multiples of the mean eigenvalue, or (``relative``
-    false) the penalties themselves. Scores are R2 over the single trials left out. ``form`` "basis" or
-    "pooled" overrides the choice by ``flops``.
+    false) the penalties themselves. Scores are R2 over the single trials left out, in float32 right to
+    about 1e-6 of the variance. ``form`` "basis" or "pooled" overrides the choice by ``flops``.
 
-    Memory beside the bases, n pictures, m test pictures, k eigenvectors: block (3 n + folds k + m) numbers
+    Memory beside the bases, n pictures, m test pictures, k eigenvectors: block (6 n + folds k + m) numbers
     of the targets' precision; (n_alphas) m n of the voxels'; pooled n_alphas n^2 (twice with ``gain``) of
-    it, at most 4e9 bytes; one penalty 3 n^2 float64 in its first pass. None depends on ``n_targets``.
+    it, at most 4e9 bytes; one penalty 3 n^2 + 4 k^2 float64 in its first pass. None depends on ``n_targets``.
 
     Raises
     ------
     ValueError
         Targets that are not finite or of another number of pictures, a penalty not above 0.
     """
-    grid = alpha_grid(alphas)
+    grid = alpha_grid(alphas)  # at once, not when the first block is asked for
+    return _decoded(bases, read_targets, n_targets, grid, block, per_target, relative, gain, form)
+
+
+def _decoded(
+    bases: DecodeBases, read_targets: Callable[[int, int], Any], n_targets: int, grid: np.ndarray,
+    block: int, per_target: bool, relative: bool, gain: bool, form: str | None,
+) -> Iterator[DecodedBlock]:  # fmt: skip
     xp = array_module(bases.whole.into)
-    width = len(bases.folds) * len(bases.whole.values) + 4 * bases.n_pictures
-    block = fitting_block(xp, block, 4 * width)
+    width = len(bases.folds) * len(bases.whole.values) + 6 * bases.n_pictures
+    block = fitting_block(xp, block, bases.dtype.itemsize * width)
     upload = uploader(xp)
 
     def read(part: slice) -> tuple[Any, Any]:
@@ -97,6 +104,9 @@ def decode_cv(
         solver = _Solver(bases, grid[chosen : chosen + 1], relative, gain, form, n_targets)
     else:
         solver = _Solver(bases, grid, relative, gain, form, n_targets)
+    block = fitting_block(
+        xp, block, bases.dtype.itemsize * width
+    )  # with the solver's matrices there
     for part, (y, mean) in ahead(read, blocks(n_targets, block)):
         scores, index, predictions, sums = solver.solve(y)
         cv_r2 = np.take_along_axis(scores, index[None], 0)[0]
@@ -125,7 +135,8 @@ def choose_form(bases: DecodeBases, n_alphas: int, n_targets: int, gain: bool) -
     """The form of fewer operations whose matrices are within ``POOLED_LIMIT``, and its operations."""
     costs = flops(bases, n_alphas, n_targets, gain)
     size = (1 + gain) * n_alphas * bases.n_pictures**2 * bases.dtype.itemsize / 2
-    form = "pooled" if size <= POOLED_LIMIT and costs["pooled"] < costs["basis"] else "basis"
+    limit = min(POOLED_LIMIT, free_memory(array_module(bases.whole.into)) / 2)
+    form = "pooled" if size <= limit and costs["pooled"] < costs["basis"] else "basis"
     return form, costs[form]
 
 
@@ -161,8 +172,7 @@ class _Solver:
     def solve(self, y: Any) -> tuple[np.ndarray, np.ndarray, Any, tuple[float, float]]:
         """For y (n, b): scores (n_alphas, b), index (b,), predictions (m, b), ``truth``, ``predicted``."""
         xp, bases = self.xp, self.bases
-        y2 = y * y
-        total = to_host(bases.counts @ y2)  # float64; y is about its mean
+        total = to_host(squares(y, bases.counts))  # y is about its mean
         shares = [fold.share @ y for fold in bases.folds]  # training means
         errors, inners = (
             self._pooled_errors(y) if self.form == "pooled" else self._basis_errors(y, shares)
@@ -180,7 +190,9 @@ class _Solver:
         truth = 0.0
         if self.gain:
             for fold, share in zip(bases.folds, shares, strict=True):
-                truth += float(squares(y[fold.left] - share).sum())
+                # where folds split pictures, not every picture of the slice is left out
+                there = (fold.left_counts > 0).astype(xp.float64)
+                truth += float(squares(y[fold.left] - share, there).sum())
             if self.form == "basis":
                 predicted = self._basis_lengths(inners, index)
         return scores, index, predictions, (truth, predicted)
@@ -201,7 +213,7 @@ class _Solver:
             target = seen @ left
             unseen = xp.zeros(y.shape[1])
             if len(fold.out) > len(target):
-                unseen = xp.maximum(fold.left_counts @ (left * left) - squares(target), 0)
+                unseen = xp.maximum(squares(left, fold.left_counts) - squares(target), 0)
             rows = [
                 unseen
                 + squared_errors(parts, (1 / (fold.values + a)).astype(y.dtype), inner, target)
@@ -241,7 +253,7 @@ class _Solver:
                 hat[:, own] += fold.share[pictures]
             _add_square(errors, hat, spans)
             # the pictures left out: their own squares, and against what is predicted for them
-            cross = -fold.sums @ hat  # (n_left, n_train)
+            cross = -add_rows(hat, fold.shown, len(fold.averaged))  # (n_left, n_train)
             for own, pictures in spans:
                 errors[fold.left, pictures] += cross[:, own]
                 errors[pictures, fold.left] += cross[:, own].T
@@ -254,7 +266,7 @@ def _fold_triangle(fold: Any, dtype: Any) -> tuple[Any, Triangle]:
     """Predictions' triangle, and what brings targets of the pictures left out there (k', n_left)."""
     xp = array_module(fold.out)
     q, parts = triangle(fold.out.astype(xp.float64), dtype)
-    return (fold.sums @ q).T.astype(dtype), parts
+    return add_rows(q, fold.shown, len(fold.averaged)).T.astype(dtype), parts
 
 
 def _add_square(into: Any, rows: Any, spans: list[tuple[slice, slice]]) -> None:
@@ -293,12 +305,13 @@ def _common_scores(
     """R2 (n_alphas,) of each penalty, mean over targets; one pass over them."""
     xp = array_module(bases.whole.into)
     gram = xp.zeros((bases.n_pictures, bases.n_pictures))
-    n_targets = 0
+    n_targets = varying = 0
     for _, (y, _) in stream:
-        total = bases.counts @ (y * y)
+        total = squares(y, bases.counts)
         y *= (xp.where(total > 0, total, xp.inf) ** -0.5).astype(y.dtype)
         gram += y @ y.T
         n_targets += y.shape[1]
+        varying += int((total > 0).sum())  # and so waits for the product: see uploader
     errors = np.zeros(len(grid))
     gram = gram.astype(bases.dtype)
     for fold in bases.folds:
@@ -310,13 +323,14 @@ def _common_scores(
         left = inner[:, fold.left] - (inner @ fold.share)[:, None]  # (k, n_left)
         mean = gram @ fold.share
         own = xp.diag(gram)[fold.left] - 2 * mean[fold.left] + fold.share @ mean
-        cross = xp.einsum("kl,lk->k", left, fold.sums @ fold.out).astype(xp.float64)
+        out = fold.averaged * fold.left_counts[:, None].astype(bases.dtype)
+        cross = xp.einsum("kl,lk->k", left, out).astype(xp.float64)
         square = (both * (fold.out.T @ fold.out)).astype(xp.float64)
         for number, penalty in enumerate(penalties):
             shrink = 1 / (fold.values + penalty)
             error = fold.left_counts @ own - 2 * shrink @ cross + shrink @ square @ shrink
             errors[number] += float(error)
-    return 1 - errors / max(n_targets, 1)
+    return (varying - errors) / max(n_targets, 1)
 
 
 def _read(

@@ -8,8 +8,8 @@ out are (P_ff)^-1 (P w y)_f, P = (w K w + alpha)^-1 on what is orthogonal to the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,17 @@ from nsdcap.ridge import (
     to_host,
     triangle,
 )
+from nsdcap.streams import fitting_block
 
 
 def encode_primal(
     features: Any, data: Collapsed, folds: Any, alphas: Sequence[float], test: Any,
-    block: int = 2048, *, intercept: bool = True, relative: bool = True, return_weights: bool = False,
+    block: int = 2048, *, intercept: bool = True, relative: bool = True, per_target: bool = True,
+    return_weights: bool = False,
 ) -> Fit:  # fmt: skip
     """Ridge from features (n, p) of pictures to voxels (n, t), a penalty for each by cross-validation.
+
+    ``per_target`` false takes one penalty for all voxels, of the best mean score.
 
     ``data`` holds the voxels' responses by picture, ``folds`` (n,) each picture's fold, ``alphas``
     multiples of the mean eigenvalue (or, ``relative`` false, the penalties), ``test`` (m, p) features.
@@ -65,6 +69,7 @@ def encode_primal(
     scale = float(xp.trace(gram) / counts.sum()) if relative else 1.0
     out = (x_test @ vectors, vectors) if return_weights else (x_test @ vectors,)
     grid, t = alpha_grid(alphas), data.mean.shape[1]
+    block = fitting_block(xp, block, 8 * (3 * len(x) + len(folded) * 3 * x.shape[1]))
     scores, index = np.empty((len(grid), t)), np.empty(t, dtype=int)
     found = [np.empty((len(part), t), dtype=dtype) for part in out]
     for columns in blocks(t, block):
@@ -86,7 +91,22 @@ def encode_primal(
             rows[:, columns] = to_host(part @ inner)
         found[0][:, columns] += to_host(mean * intercept).astype(dtype)
     weights = found[1] if return_weights else None
-    return Fit(found[0], index, scores, np.zeros(t, dtype=int), weights)
+    fit = Fit(found[0], index, scores, np.zeros(t, dtype=int), weights)
+    if per_target:
+        return fit
+    return _one_penalty(
+        fit, lambda alpha: encode_primal(
+            features, data, folds, [alpha], test, block, intercept=intercept, relative=relative,
+            return_weights=return_weights,
+        ), grid,
+    )  # fmt: skip
+
+
+def _one_penalty(fit: Fit, solve: Callable[[float], Fit], grid: np.ndarray) -> Fit:
+    """``fit`` with the penalty of the best mean score for every voxel, solved once more."""
+    best = int(fit.cv_scores.mean(1).argmax())
+    found = solve(grid[best])
+    return replace(found, alpha_index=found.alpha_index + best, cv_scores=fit.cv_scores)
 
 
 @dataclass(frozen=True)
@@ -118,7 +138,7 @@ class _PrimalFold:
         seen = self.seen @ left
         unseen = xp.zeros(left.shape[1])
         if len(left) > len(seen):  # else predictions can lie anywhere
-            unseen = xp.maximum(self.counts @ (left * left) - squares(seen), 0)
+            unseen = xp.maximum(squares(left, self.counts) - squares(seen), 0)
         found = [
             unseen + squared_errors(self.parts, _shrink(self.values, a, dtype), inner, seen)
             for a in penalties
@@ -202,7 +222,7 @@ def kernel_basis(kernel: Any, counts: Any, others: Any, intercept: bool = True) 
 
 def encode_dual(
     kernel: Any, data: Collapsed, folds: Any, alphas: Sequence[float], test: Any,
-    block: int = 2048, *, intercept: bool = True, relative: bool = True,
+    block: int = 2048, *, intercept: bool = True, relative: bool = True, per_target: bool = True,
 ) -> Fit:  # fmt: skip
     """``encode_primal`` from the uncentred kernel (n, n) and ``test`` (m, n) in place of features.
 
@@ -210,12 +230,12 @@ def encode_dual(
     """
     check_encode("kernel", kernel, data, folds, alphas, test)
     basis = kernel_basis(kernel, data.counts, test, intercept)
-    return encode_basis(basis, data, folds, alphas, block, relative=relative)
+    return encode_basis(basis, data, folds, alphas, block, relative=relative, per_target=per_target)
 
 
 def encode_basis(
     basis: KernelBasis, data: Collapsed, folds: Any, alphas: Sequence[float], block: int = 2048, *,
-    relative: bool = True,
+    relative: bool = True, per_target: bool = True,
 ) -> Fit:  # fmt: skip
     """``encode_dual`` from the kernel's eigenbasis, which it needs once for all folds.
 
@@ -234,6 +254,7 @@ def encode_basis(
         )
     dtype, t, grid = data.mean.dtype, data.mean.shape[1], alpha_grid(alphas)
     counts, intercept = basis.weight**2, basis.vectors.shape[1] < len(basis.weight)
+    block = fitting_block(xp, block, 8 * 3 * len(counts))
     inner = xp.empty((len(basis.values), t), dtype=dtype)
     mean, total = xp.empty(t), xp.empty(t)
     for columns in blocks(t, block):
@@ -255,6 +276,8 @@ def encode_basis(
                 errors[number, columns] += squares(out @ inner[:, columns])
     scores = r2(to_host(errors) + data.within, to_host(total) + data.within)
     index = scores.argmax(0)
+    if not per_target:
+        index = np.full(t, scores.mean(1).argmax())
     predictions = np.empty((len(basis.out), t), dtype=dtype)
     for columns in blocks(t, block):
         penalty = xp.asarray(grid[index[columns]] * (basis.scale if relative else 1.0))

@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nsdcap.folds import collapse, grouped_folds
+from nsdcap.ridge import edge_share
 from nsdcap.ridge_encode import encode_dual, encode_primal
 
 
@@ -17,10 +18,11 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     """Ridge with a penalty for each target, chosen by cross-validation that keeps groups together.
 
     ``alphas``: multiples of the mean eigenvalue of X's (centred) Gram matrix, or with ``relative`` false
-    the penalties themselves; ``cv``: number of folds; ``seed`` of the shuffle of groups. After ``fit``:
+    the penalties themselves; ``alpha_per_target`` false: one for all; ``cv``: number of folds; ``seed``
+    of the shuffle of groups. After ``fit``:
     ``alpha_`` (t,) chosen, ``alpha_index_`` (t,), ``coef_`` (t, p), ``intercept_`` (t,), ``cv_scores_``
-    (n_alphas, t), R2 of the rows, each predicted by the fold that left it out; without the axis of t for
-    y (n,).
+    (n_alphas, t), R2 of the rows, each predicted by the fold that left it out; ``edge_share_`` of targets
+    whose penalty is at an end of the grid; without the axis of t for y (n,).
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         *,
         cv: int = 5,
         fit_intercept: bool = True,
+        alpha_per_target: bool = True,
         relative: bool = True,
         seed: int = 0,
         block: int = 2048,
@@ -36,6 +39,7 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.alphas = alphas
         self.cv = cv
         self.fit_intercept = fit_intercept
+        self.alpha_per_target = alpha_per_target
         self.relative = relative
         self.seed = seed
         self.block = block
@@ -44,7 +48,7 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         """Features X (n, p), responses y (n, t) or (n,), ``groups`` (n,) kept within one fold.
 
         Rows of a group that are all the same are collapsed, which changes nothing but the time.
-        Memory: that of ``encode_primal`` or, for more features than rows, ``encode_dual``.
+        float64. Memory: that of ``encode_primal`` or, for more features than rows, ``encode_dual``.
 
         Raises
         ------
@@ -63,14 +67,18 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             first = member = np.arange(len(X))
         data = collapse(y.reshape(len(y), -1), member, self.block)
         rows, p = X[first], X.shape[1]
-        options = {"intercept": self.fit_intercept, "relative": self.relative}
+        options = {
+            "intercept": self.fit_intercept,
+            "relative": self.relative,
+            "per_target": self.alpha_per_target,
+        }
         # what the model says to nothing is its intercept
         if p <= len(rows):
             fit = encode_primal(rows, data, folds[first], self.alphas, np.zeros((1, p)), self.block,
                                 return_weights=True, **options)  # fmt: skip
             coefficients: Any = fit.weights
         else:
-            probe = np.concatenate([np.zeros((1, p)), np.eye(p)]) @ rows.T
+            probe = np.concatenate([np.zeros((1, len(rows))), rows.T])  # nothing, and each feature
             fit = encode_dual(rows @ rows.T, data, folds[first], self.alphas, probe, self.block,
                               **options)  # fmt: skip
             coefficients = fit.predictions[1:] - fit.predictions[0]
@@ -78,6 +86,7 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.intercept_ = fit.predictions[0][only]
         self.coef_ = coefficients.T[only]
         self.alpha_index_ = fit.alpha_index[only]
+        self.edge_share_ = edge_share(fit.alpha_index, len(self.alphas))
         self.alpha_ = np.asarray(self.alphas, dtype=np.float64)[self.alpha_index_]
         self.cv_scores_ = fit.cv_scores[:, only]
         return self

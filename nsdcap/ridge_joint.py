@@ -35,28 +35,44 @@ from nsdcap.ridge import (
     triangle_flops,
 )
 from nsdcap.ridge_encode import KernelBasis, kernel_basis
+from nsdcap.streams import fitting_block
 
 
 @dataclass(frozen=True)
 class JointBases:
     """A kernel's eigenbases: of all training pictures, ``out`` to the test pictures, and of each fold's,
-    ``out`` to the pictures left out."""
+    ``out`` to the pictures left out, whose rows are ``lefts``."""
 
     whole: KernelBasis
     folds: list[KernelBasis]
+    lefts: list[np.ndarray]
 
 
 def joint_bases(kernel: Any, counts: Any, folds: Any, test: Any) -> JointBases:
     """Factorise the uncentred kernel (n, n), ``test`` (m, n), for ``encode_joint``.
 
     Memory: (folds + 1) n^2 float64, and while it works 4 n^2 more.
+
+    Raises
+    ------
+    ValueError
+        Shapes that disagree, numbers that are not finite, fewer than two folds.
     """
-    xp, found = array_module(kernel), []
+    n = len(kernel)
+    if kernel.shape != (n, n) or test.shape != (len(test), n) or np.shape(counts) != (n,):
+        raise ValueError(
+            f"kernel {kernel.shape}, test {test.shape}, counts {np.shape(counts)}: expected (n, n), "
+            "(m, n), (n,)"
+        )
+    check_folds(folds, n)
+    check_numbers(kernel=kernel, test=test)
+    xp, found, lefts = array_module(kernel), [], []
     for fold in np.unique(folds):
         left, train = (xp.asarray(np.flatnonzero(part)) for part in (folds == fold, folds != fold))
         rows = kernel[left][:, train]
+        lefts.append(np.flatnonzero(folds == fold))
         found.append(kernel_basis(kernel[train][:, train], counts[folds != fold], rows))
-    return JointBases(kernel_basis(kernel, counts, test), found)
+    return JointBases(kernel_basis(kernel, counts, test), found, lefts)
 
 
 def encode_joint(
@@ -82,6 +98,7 @@ def encode_joint(
     """
     _check(bases, spaces, data, folds, ratios)
     xp = array_module(bases.whole.vectors)
+    block = fitting_block(xp, block, 8 * 3 * len(data.ids))
     grid, t, dtype = alpha_grid(alphas), data.mean.shape[1], data.mean.dtype
     counts = xp.asarray(data.counts, dtype=xp.float64)
     strengths = [
@@ -135,7 +152,9 @@ def _refit(
         Fit(np.empty((len(basis.out), t), dtype=dtype), index, scores, ratio)
         for scores, index, ratio, _ in choices
     ]
-    mean = data.counts @ data.mean / data.counts.sum()
+    mean = np.empty(t)
+    for columns in blocks(t, block):
+        mean[columns] = data.counts @ data.mean[:, columns] / data.counts.sum()
     inner, _ = _rotated(basis, data, slice(None), slice(0, 0), block)
     sides = [_Side.of(basis, x, x_test, 1.0) for x, x_test in spaces]
     for row, alpha in enumerate(grid):
@@ -251,9 +270,11 @@ def _check(bases: JointBases, spaces: Any, data: Collapsed, folds: Any, ratios: 
     if len(data.ids) != n:
         raise ValueError(f"bases of {n} pictures, responses of {len(data.ids)}: expected the same")
     check_folds(folds, n)
-    if len(bases.folds) != len(np.unique(folds)):
+    own = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
+    if len(own) != len(bases.lefts) or not all(map(np.array_equal, own, bases.lefts)):
         raise ValueError(
-            f"bases of {len(bases.folds)} folds, folds {np.unique(folds)}: expected the same"
+            f"folds {np.shape(folds)}: not those that the {len(bases.folds)} bases were made with; expected "
+            "the same pictures left out"
         )
     if len(ratios) == 0 or not (np.isfinite(ratios).all() and np.min(ratios) >= 0):
         raise ValueError(f"ratios: found {ratios}, expected a list of finite numbers, none below 0")

@@ -12,7 +12,7 @@ import numpy as np
 def ahead(read: Callable[[slice], Any], parts: Iterable[slice]) -> Iterator[tuple[slice, Any]]:
     """Each part with what ``read`` gives for it; a thread reads the next one meanwhile.
 
-    Memory: two blocks. An error of ``read`` is raised where its part would have come.
+    Memory: three blocks at most. An error of ``read`` is raised where its part would have come.
     """
     with ThreadPoolExecutor(1) as reader:
         pending: list[tuple[slice, Any]] = []
@@ -52,9 +52,13 @@ def uploader(xp: Any) -> Callable[[np.ndarray], Any]:
     return upload
 
 
+def free_memory(xp: Any) -> float:
+    """Bytes free on the GPU of ``xp``; no bound on the host."""
+    if xp.__name__ != "cupy":
+        return float("inf")
+    return xp.cuda.Device().mem_info[0] + xp.get_default_memory_pool().free_bytes()
+
+
 def fitting_block(xp: Any, block: int, bytes_a_target: float) -> int:
     """``block``, or fewer targets where a third of the GPU's free memory holds no more."""
-    if xp.__name__ != "cupy":
-        return block
-    free = xp.cuda.Device().mem_info[0] + xp.get_default_memory_pool().free_bytes()
-    return max(1, min(block, int(free / 3 / bytes_a_target)))
+    return int(max(1, min(block, free_memory(xp) / 3 // bytes_a_target)))

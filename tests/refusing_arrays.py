@@ -49,6 +49,9 @@ class Array:
     def __float__(self) -> float:
         return float(self._held)
 
+    def __int__(self) -> int:
+        return int(self._held)
+
     def __bool__(self) -> Any:
         return self._held.__bool__()
 

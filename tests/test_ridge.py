@@ -130,12 +130,12 @@ def test_ill_conditioned_features_keep_their_digits() -> None:
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("form", ["primal", "dual"])
 def test_predictions_keep_six_digits_at_every_penalty(dtype: str, form: str) -> None:
-    """Condition 1e6 of the features' Gram matrix; against SciPy in float64 on single trials."""
+    """Features of condition 1e6; against SciPy in float64 on single trials."""
     rng = np.random.default_rng(0)
     n, p = (400, 60) if form == "primal" else (120, 300)
     k = min(n, p)
     left, right = (np.linalg.qr(rng.normal(size=(side, k)))[0] for side in (n, p))
-    x = (left * np.geomspace(1, 1e-3, k) @ right.T).astype("f4").astype("f8")
+    x = (left * np.geomspace(1, 1e-6, k) @ right.T).astype("f4").astype("f8")
     picture = rng.permutation(np.repeat(np.arange(n), 2))
     y = (x @ rng.normal(size=(p, 30)))[picture]
     y = (y + 0.3 * y.std() * rng.normal(size=y.shape)).astype(dtype)
@@ -169,6 +169,22 @@ def test_a_constant_voxel_spoils_no_other_and_warns_of_nothing() -> None:
 
 
 # --- the estimator ------------------------------------------------------------------------------
+
+
+@FEATURES
+def test_one_penalty_for_all_is_that_of_the_best_mean_score(p: int) -> None:
+    w = world(p, True)
+    x = w.x[w.picture]
+    scores = trial_scores(x, w.y, w.folds, ALPHAS)
+    best = scores.mean(1).argmax()
+    expected = sklearn_ridge(x, w.y, ALPHAS[best]).predict(w.test)
+    for fit in (
+        encode_primal(w.x, w.data, w.picture_folds, ALPHAS, w.test, per_target=False),
+        encode_dual(w.x @ w.x.T, w.data, w.picture_folds, ALPHAS, w.test @ w.x.T, per_target=False),
+    ):
+        assert (fit.alpha_index == best).all()
+        np.testing.assert_allclose(fit.cv_scores, scores, rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(fit.predictions, expected, rtol=1e-6)
 
 
 @REPEATS

@@ -93,14 +93,16 @@ def test_decode_equals_himalaya(per_target: bool) -> None:
     np.testing.assert_allclose(joined(blocks, "predictions"), model.predict(test), rtol=1e-6)
 
 
+@pytest.mark.parametrize("p", [80, 400], ids=["primal", "dual"])
 @pytest.mark.parametrize("form", ["basis", "pooled"])
-def test_decoding_keeps_six_digits_at_every_penalty(form: str) -> None:
-    """float32 voxels of condition 1e6 (of their Gram matrix), against SciPy in float64 on trials."""
+def test_decoding_keeps_six_digits_at_every_penalty(form: str, p: int) -> None:
+    """float32 voxels of condition 1e6, against SciPy in float64 on trials."""
     rng = np.random.default_rng(0)
-    n, p = 300, 80
+    n = 150
+    k = min(2 * n, p)
     picture = rng.permutation(np.repeat(np.arange(n), 2))
-    left, right = (np.linalg.qr(rng.normal(size=(side, p)))[0] for side in (2 * n, p))
-    voxels = (left * np.geomspace(1, 1e-3, p) @ right).astype("f4")
+    left, right = (np.linalg.qr(rng.normal(size=(side, k)))[0] for side in (2 * n, p))
+    voxels = (left * np.geomspace(1, 1e-6, k) @ right.T).astype("f4")
     y = rng.normal(size=(n, 20)).astype("f4")
     folds, test = grouped_folds(picture, 5, 0), voxels[:40] + voxels[40:80]
     bases = decode_bases(voxels, picture, test, folds, n)
@@ -108,7 +110,8 @@ def test_decoding_keeps_six_digits_at_every_penalty(form: str) -> None:
     trials = y[picture].astype("f8") - y.mean(0, dtype="f8")
     for alpha in np.geomspace(1e-8, 1, 9) * np.linalg.norm(x, 2) ** 2:
         (block,) = decode_cv(bases, lambda a, b: y[:, a:b], 20, [alpha], relative=False, form=form)
-        weights = scipy.linalg.solve(x.T @ x + alpha * np.eye(p), x.T @ trials, assume_a="pos")
+        gram = x @ x.T + alpha * np.eye(len(x))
+        weights = x.T @ scipy.linalg.solve(gram, trials, assume_a="pos")
         expected = (test - voxels.mean(0, dtype="f8")) @ weights + y.mean(0, dtype="f8")
         assert np.abs(block.predictions - expected).max() < 1e-6 * np.abs(expected).max()
 
@@ -162,9 +165,12 @@ def test_decode_reads_each_target_once_a_pass() -> None:
         assert reads == list(range(7)) * passes
 
 
+@pytest.mark.parametrize("split", [False, True], ids=["grouped", "split"])
 @pytest.mark.parametrize("form", ["basis", "pooled"])
-def test_gain_sums_equal_an_explicit_loop(form: str) -> None:
+def test_gain_sums_equal_an_explicit_loop(form: str, split: bool) -> None:
     w = world(7, True)
+    if split:
+        w = replace(w, folds=np.arange(len(w.picture)) * 5 // len(w.picture))
     voxels, test = voxels_of(w, 30)
     blocks = decode(w, voxels, test, form=form)
     y, alphas = w.x[w.picture], np.array(ALPHAS)[joined(blocks, "alpha_index")]
@@ -215,6 +221,7 @@ def test_decoding_refuses_bad_input() -> None:
         ((voxels, w.picture, test[:, 1:], w.folds, 60), "test"),
         ((voxels[0], w.picture, test, w.folds, 60), "voxels"),
         ((voxels, w.picture, test, 0 * w.folds, 60), "folds"),
+        ((voxels.astype("i2"), w.picture, test, w.folds, 60), "voxels are int16"),
         ((voxels * (np.arange(30) > 1), w.picture, test, w.folds, 60), "2 columns are the same"),
         ((voxels, w.picture - 1, test, w.folds, 60), "rows -1"),
         ((voxels, w.picture, test, w.folds, 59), "expected 0 to 58"),
