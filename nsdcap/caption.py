@@ -10,9 +10,10 @@ import numpy as np
 from nsdcap.blip import Blip
 from nsdcap.config import Config
 from nsdcap.decode import read_latent
-from nsdcap.features import blocks, open_features, rows_of
+from nsdcap.features import open_features, rows_of
 from nsdcap.nsd import NSD
 from nsdcap.paths import Cell, artefact, write_json
+from nsdcap.ridge import blocks
 from nsdcap.score import Clip
 
 ARMS = ("brain", "brain_gain", "picture", "nearest")

@@ -50,15 +50,10 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
             voxels = np.isin(stream, [STREAMS.index(part) + 1 for part in roi])
             if roi not in bases:  # latents of one ROI share its factorisations
                 bases.clear()  # before the next ones are there
-                bases = {
-                    roi: decode_bases(
-                        xp.asarray(train[:, voxels]),
-                        picture,
-                        xp.asarray(test[:, voxels]),
-                        folds,
-                        len(features["nsd_id"]),
-                    )
-                }
+                bases[roi] = decode_bases(
+                    xp.asarray(train[:, voxels]), picture, xp.asarray(test[:, voxels]), folds,
+                    len(features["nsd_id"]),
+                )  # fmt: skip
             group = file.create_group(name)
             _decode_one(group, name, bases[roi], features[name], config)
             print(

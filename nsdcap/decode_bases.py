@@ -170,7 +170,8 @@ def _dual(
 ) -> tuple[Any, WholeBasis]:
     """For more voxels than trials in training: (n_trials, n_trials) kernels."""
     xp = array_module(voxels)
-    x = voxels.astype(xp.float64) - voxels.mean(0, dtype=xp.float64)
+    centre = voxels.mean(0, dtype=xp.float64)
+    x = voxels.astype(xp.float64) - centre
     kernel = x @ x.T
 
     def make(train: np.ndarray, others: Any) -> tuple[Any, Any, Any, float]:
@@ -185,8 +186,7 @@ def _dual(
             yield make(train, kernel[xp.asarray(left)][:, xp.asarray(train)])
 
     everyone = np.arange(len(voxels))
-    centred = test - voxels.mean(0, dtype=xp.float64)
-    return parts(), WholeBasis(*make(everyone, centred @ x.T))
+    return parts(), WholeBasis(*make(everyone, (test - centre) @ x.T))
 
 
 def add_rows(x: Any, member: np.ndarray, n: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
@@ -117,9 +116,3 @@ def rows_of(file: h5py.File, nsd_ids: np.ndarray) -> np.ndarray:
 def open_features(out: Path, subject: int | None) -> h5py.File:
     """The features of a subject's own pictures, or (None) of the shared ones."""
     return h5py.File(artefact(out, Cell("features", subject)), "r")
-
-
-def blocks(n: int, size: int) -> Iterator[slice]:
-    """Slices of at most ``size`` that cover ``n``."""
-    for start in range(0, n, size):
-        yield slice(start, min(n, start + size))

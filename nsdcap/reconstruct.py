@@ -11,10 +11,10 @@ import numpy as np
 from nsdcap.config import Config
 from nsdcap.decode import read_latent
 from nsdcap.diffusion import Diffusion, resize
-from nsdcap.features import blocks
 from nsdcap.nsd import NSD
 from nsdcap.paths import Cell, artefact
 from nsdcap.progress import track
+from nsdcap.ridge import blocks
 from nsdcap.score import Clip
 
 

@@ -140,6 +140,25 @@ def squared_errors(parts: Triangle, shrink: Any, inner: Any, seen: Any) -> Any:
     return total
 
 
+def penalised_errors(parts: Triangle, values: Any, penalties: Any, inner: Any, seen: Any) -> Any:
+    """``squared_errors`` (n_alphas, b) under each penalty; ``values`` (k,) the eigenvalues, float64."""
+    shrunk = ((1 / (values + a)).astype(inner.dtype) for a in penalties)
+    return array_module(inner).stack(
+        [squared_errors(parts, shrink, inner, seen) for shrink in shrunk]
+    )
+
+
+def unseen(m: int, left: Any, seen: Any, counts: Any = None) -> Any:
+    """What of the squares (b,) of ``left``, rows counting ``counts`` times, no prediction reaches.
+
+    ``seen`` (k', b) is where predictions lie; nothing is beyond where they are as many as the rows, ``m``.
+    """
+    xp = array_module(left)
+    if m <= len(seen):
+        return xp.zeros(left.shape[1])
+    return xp.maximum(squares(left, counts) - squares(seen), 0)
+
+
 def squares(x: Any, counts: Any = None) -> Any:
     """Sums of squares (b,) float64 of columns (m, b), rows counting ``counts`` (m,) float64 times.
 

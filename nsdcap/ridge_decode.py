@@ -26,12 +26,13 @@ from nsdcap.ridge import (
     alpha_grid,
     array_module,
     blocks,
+    penalised_errors,
     r2,
-    squared_errors,
     squares,
     to_host,
     triangle,
     triangle_flops,
+    unseen,
 )
 from nsdcap.streams import ahead, fitting_block, free_memory, uploader
 
@@ -98,20 +99,20 @@ def _decoded(
         return upload(y), mean
 
     common: np.ndarray | None = None
+    first = 0  # of the grid's penalties that are tried for each target
     if not per_target:
         common = _common_scores(bases, ahead(read, blocks(n_targets, block)), grid, relative)
-        chosen = int(common.argmax())
-        solver = _Solver(bases, grid[chosen : chosen + 1], relative, gain, form, n_targets)
-    else:
-        solver = _Solver(bases, grid, relative, gain, form, n_targets)
-    block = fitting_block(
-        xp, block, bases.dtype.itemsize * width
-    )  # with the solver's matrices there
+        first = int(common.argmax())
+        grid = grid[first : first + 1]
+    solver = _Solver(bases, grid, relative, gain, form, n_targets)
+    # again, now that the solver's matrices are there
+    block = fitting_block(xp, block, bases.dtype.itemsize * width)
     for part, (y, mean) in ahead(read, blocks(n_targets, block)):
         scores, index, predictions, sums = solver.solve(y)
         cv_r2 = np.take_along_axis(scores, index[None], 0)[0]
+        index = index + first
         if common is not None:
-            index, scores = index + int(common.argmax()), common[:, None]
+            scores = common[:, None]
         predictions = to_host(predictions) + mean.astype(bases.dtype)
         yield DecodedBlock(part.start, part.stop, predictions, mean, index, cv_r2, scores, *sums)
 
@@ -155,13 +156,7 @@ class _Solver:
         self.hats = [
             ((whole.out / (whole.values + a)) @ whole.into).astype(bases.dtype) for a in penalties
         ]
-        costs = flops(bases, len(grid), n_targets, gain)
-        size = (1 + gain) * len(grid) * bases.n_pictures**2 * bases.dtype.itemsize / 2
-        if form is None:
-            form = (
-                "pooled" if size <= POOLED_LIMIT and costs["pooled"] < costs["basis"] else "basis"
-            )
-        self.form, self.flops = form, costs[form]
+        self.form = form or choose_form(bases, len(grid), n_targets, gain)[0]
         if self.form == "pooled":
             made = [self._pooled(number) for number in range(len(grid))]
             self.errors = [pair[0] for pair in made]
@@ -201,7 +196,7 @@ class _Solver:
 
     def _basis_errors(self, y: Any, shares: list[Any]) -> tuple[Any, list[Any]]:
         """Squared errors (n_alphas, b) over trials, and targets in each fold's eigenbasis (k, b)."""
-        xp, found, inners = self.xp, 0, []
+        found, inners = 0, []
         for fold, penalties, share, (seen, parts) in zip(
             self.bases.folds, self.penalties, shares, self.triangles, strict=True
         ):
@@ -211,15 +206,8 @@ class _Solver:
             )
             left = y[fold.left] - share
             target = seen @ left
-            unseen = xp.zeros(y.shape[1])
-            if len(fold.out) > len(target):
-                unseen = xp.maximum(squares(left, fold.left_counts) - squares(target), 0)
-            rows = [
-                unseen
-                + squared_errors(parts, (1 / (fold.values + a)).astype(y.dtype), inner, target)
-                for a in penalties
-            ]
-            found = found + xp.stack(rows)
+            outside = unseen(len(fold.out), left, target, fold.left_counts)
+            found = found + outside + penalised_errors(parts, fold.values, penalties, inner, target)
             inners.append(inner if self.gain else None)
         return found, inners
 

@@ -25,11 +25,12 @@ from nsdcap.ridge import (
     check_folds,
     check_numbers,
     eigen,
+    penalised_errors,
     r2,
-    squared_errors,
     squares,
     to_host,
     triangle,
+    unseen,
 )
 from nsdcap.streams import fitting_block
 
@@ -41,11 +42,10 @@ def encode_primal(
 ) -> Fit:  # fmt: skip
     """Ridge from features (n, p) of pictures to voxels (n, t), a penalty for each by cross-validation.
 
-    ``per_target`` false takes one penalty for all voxels, of the best mean score.
-
     ``data`` holds the voxels' responses by picture, ``folds`` (n,) each picture's fold, ``alphas``
     multiples of the mean eigenvalue (or, ``relative`` false, the penalties), ``test`` (m, p) features.
-    Equal to ridge on the single trials. For p < n; products for each penalty are
+    ``per_target`` false takes one penalty for all voxels, of the best mean score. Equal to ridge on the
+    single trials. For p < n; products for each penalty are
     (p, p / 2) @ (p, block), in the precision of the responses.
 
     Memory, in numbers of 8 bytes: 2 (n + m) p + folds (2 p^2 + 2 n p / folds) + block (2 n + folds p),
@@ -129,21 +129,14 @@ class _PrimalFold:
 
         ``y`` (n, b) responses about their mean, ``moment`` (p, b) features by responses in training.
         """
-        xp = array_module(y)
         left = y[self.rows]
         mean = -(self.counts @ left) / self.n_train * self.intercept
         moment = moment - self.n_train * self.mean[:, None] * mean
         inner = (self.vectors.T @ moment).astype(dtype)
         left = (left - mean).astype(dtype)
         seen = self.seen @ left
-        unseen = xp.zeros(left.shape[1])
-        if len(left) > len(seen):  # else predictions can lie anywhere
-            unseen = xp.maximum(squares(left, self.counts) - squares(seen), 0)
-        found = [
-            unseen + squared_errors(self.parts, _shrink(self.values, a, dtype), inner, seen)
-            for a in penalties
-        ]
-        return xp.stack(found)
+        outside = unseen(len(left), left, seen, self.counts)
+        return outside + penalised_errors(self.parts, self.values, penalties, inner, seen)
 
 
 def _primal_folds(
@@ -170,10 +163,6 @@ def _primal_folds(
             )
         )
     return whole, found
-
-
-def _shrink(values: Any, penalty: float, dtype: Any) -> Any:
-    return (1 / (values + penalty)).astype(dtype)
 
 
 # --- dual ---------------------------------------------------------------------------------------

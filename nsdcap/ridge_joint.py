@@ -33,6 +33,7 @@ from nsdcap.ridge import (
     to_host,
     triangle,
     triangle_flops,
+    unseen,
 )
 from nsdcap.ridge_encode import KernelBasis, kernel_basis
 from nsdcap.streams import fitting_block
@@ -213,15 +214,12 @@ class _Update:
         """Squared errors (n_ratios, b); ``inner`` (k, b), ``lefts`` (m, b) the first space's errors."""
         xp = array_module(inner)
         own = self.into @ inner  # (q, b)
-        target, unseen = -lefts, xp.zeros(lefts.shape[1])
-        if self.seen is not None:
-            target = self.seen.T @ target
-            if len(lefts) > len(target):
-                unseen = xp.maximum(squares(lefts) - squares(target), 0)
+        target = -lefts if self.seen is None else -(self.seen.T @ lefts)
+        outside = unseen(len(lefts), lefts, target)
         found = []
         for rho in strengths:
             shrink = (rho / (1 + rho * self.values)).astype(own.dtype)
-            found.append(unseen + squared_errors(self.parts, shrink, own, target))
+            found.append(outside + squared_errors(self.parts, shrink, own, target))
         return xp.stack(found)
 
 

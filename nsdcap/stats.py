@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.fft
 
-from nsdcap.ridge import array_module
+from nsdcap.ridge import array_module, blocks
 
 BLOCK = 48  # voxels at a time: their spectra fit the cache of a core
 CHUNK = 256  # nulls found again at a time
@@ -136,7 +136,7 @@ def p_permutation(
             near = above != (nulls >= (observed - guard).astype(np.float32)[:, None])
             counts += above.sum(1)
             doubtful = xp.flatnonzero(near | (nulls >= floor.astype(np.float32)))
-            for some in _slices(len(doubtful), CHUNK):
+            for some in blocks(len(doubtful), CHUNK):
                 j, k = xp.divmod(doubtful[some], m - first)
                 exact = xp.einsum("ij,ij->i", mixed[j], windows[j, m - first - k])
                 exact += rest[j]
@@ -266,7 +266,7 @@ def gain_r2(joint: Any, single: Any, measured: Any, n_boot: int, seed: int) -> t
     """R2(joint) - R2(single) over test pictures, with a 95 % bootstrap interval, (t,) each.
 
     joint, single, measured (n, t). Pictures are resampled; the variance of ``measured`` is taken in
-    each resample. NaN where ``measured`` is constant. Memory: (n_boot, 2048) float64 a few times.
+    each resample. NaN where ``measured`` is constant. Memory: (n_boot, 48) float64 a few times.
     """
     if not joint.shape == single.shape == measured.shape or measured.ndim != 2:
         raise ValueError(
@@ -320,9 +320,4 @@ def _fft(xp: Any) -> Any:
 
 def _blocks(array: Any) -> Iterator[slice]:
     """Columns a few at a time: as fit a cache, or on a device as fill it."""
-    return _slices(array.shape[1], BLOCK * (1 if array_module(array) is np else 32))
-
-
-def _slices(total: int, step: int) -> Iterator[slice]:
-    for start in range(0, total, step):
-        yield slice(start, min(total, start + step))
+    return blocks(array.shape[1], BLOCK * (1 if array_module(array) is np else 32))

@@ -47,3 +47,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said, seconds = launch_miniature(out)
     print(said[-300:], f"{seconds:.0f} s")
     return out
+
+
+@pytest.fixture
+def cupy():
+    """CuPy with a GPU, or the test is skipped."""
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed: not checked on a GPU")
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"no GPU: {error}")
+    return cupy

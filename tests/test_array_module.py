@@ -14,18 +14,9 @@ from nsdcap.ridge_encode import encode_dual, encode_primal
 from nsdcap.ridge_joint import encode_joint, joint_bases
 
 
-def cupy_or_skip():
-    cupy = pytest.importorskip("cupy", reason="CuPy is not installed: not checked on a GPU")
-    try:
-        cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        pytest.skip(f"no GPU: {error}")
-    return cupy
-
-
 @pytest.fixture(params=["refusing", pytest.param("cupy", marks=pytest.mark.gpu)])
 def xp(request):
-    return refusing_arrays if request.param == "refusing" else cupy_or_skip()
+    return refusing_arrays if request.param == "refusing" else request.getfixturevalue("cupy")
 
 
 def close(found, expected) -> None:

@@ -393,16 +393,6 @@ def test_bad_input_is_refused() -> None:
 # --- device -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def cupy() -> Any:
-    cupy = pytest.importorskip("cupy")
-    try:
-        cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError:
-        pytest.skip("no device")
-    return cupy
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_device_equals_host(cupy: Any, dtype: str) -> None:
