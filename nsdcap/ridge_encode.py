@@ -258,9 +258,10 @@ def encode_basis(
         left = basis.vectors[rows]
         scale = _training_scale(basis, rows) if relative else 1.0
         for number, alpha in enumerate(grid):
-            shrunk = left / (basis.values + alpha * scale)
+            root = (basis.values + alpha * scale) ** -0.5
+            half = left * root  # times its own transpose: half the operations of a product
             # two products and a small inverse take half the time of a solve with so many sides
-            out = (xp.linalg.inv(shrunk @ left.T) @ shrunk).astype(dtype)  # (n_f, k)
+            out = (xp.linalg.inv(half @ half.T) @ (half * root)).astype(dtype)  # (n_f, k)
             for columns in blocks(t, block):
                 errors[number, columns] += squares(out @ inner[:, columns])
     scores = r2(to_host(errors) + data.within, to_host(total) + data.within)

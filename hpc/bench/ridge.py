@@ -5,7 +5,7 @@
 Shapes: decode (voxels of trials -> latents of pictures), encode (features of pictures -> voxels of trials,
 p < n), dual (likewise, p > n, the kernel given), joint (a kernel shared by 12 layers' features).
 All get the same data, folds, penalties and float32, one or more runs each in turn. himalaya and scikit-learn
-get single trials, which is what they take (joint: pictures' means, in their favour).
+get single trials, which is what they take (joint: pictures' means, in their favour, unless --trials).
 The score is himalaya's default, the squared error of what is left out. himalaya's better backend, and what
 is faster, are run in every round, others in the first alone; the table says how often each ran.
 """
@@ -62,7 +62,7 @@ def make(options: argparse.Namespace) -> SimpleNamespace:
     """A problem with planted weights: pictures' features or latents, trials, folds, penalties."""
     shape = options.shape
     n, repeats, p, t, layers = (QUICK if options.quick else FULL if options.full else SIZES)[shape]
-    n, t = options.pictures or n, options.targets or t
+    n, t, layers = options.pictures or n, options.targets or t, options.layers or layers
     rng = np.random.default_rng(0)
     picture = rng.permutation(np.repeat(np.arange(n), repeats))
     spread = np.geomspace(1, 0.03, p).astype("f4")  # eigenvalues over three decades
@@ -79,7 +79,7 @@ def make(options: argparse.Namespace) -> SimpleNamespace:
     alphas = float((x.astype("f8") ** 2).sum() / len(x)) * np.logspace(-4, 5, N_ALPHAS)
     problem = SimpleNamespace(
         shape=shape, n=n, repeats=repeats, p=p, t=t, x=x, y=y, test=test, picture=picture,
-        folds=folds, alphas=alphas, layers=layers,
+        folds=folds, alphas=alphas, layers=layers, on_trials=options.trials,
     )  # fmt: skip
     if shape == "joint":
         wide = rng.standard_normal((n + N_TEST, 4 * n), "f4").astype("f8")
@@ -167,13 +167,19 @@ def himalaya(p: SimpleNamespace, one_alpha: bool, backend: str) -> tuple[np.ndar
         first: tuple[np.ndarray, np.ndarray] | None = None
         for z in p.spaces:
             total, test = joint_kernel(p, z)
+            # repeats are equal in number: trials' ridge is pictures' with the penalty over repeats
+            y, rows, repeats = p.mean, np.arange(p.n), p.repeats
+            if p.on_trials:
+                y, rows, repeats = p.y, p.picture, 1
             model = KernelRidgeCV(
-                p.alphas * p.scale / p.repeats, kernel="precomputed", cv=PredefinedSplit(p.folds)
-            ).fit(xp.asarray(total.astype("f4")), xp.asarray(p.mean - p.mean.mean(0)))
-            found = model.predict(xp.asarray(test.astype("f4")))
+                p.alphas * p.scale / repeats,
+                kernel="precomputed",
+                cv=PredefinedSplit(p.folds[rows]),
+            ).fit(xp.asarray(total[rows][:, rows].astype("f4")), xp.asarray(y - y.mean(0)))
+            found = model.predict(xp.asarray(test[:, rows].astype("f4")))
             first = first or (
-                host(found) + p.mean.mean(0),
-                host(model.best_alphas_) * p.repeats / p.scale,
+                host(found) + y.mean(0),
+                host(model.best_alphas_) * repeats / p.scale,
             )
         assert first is not None  # there are layers
         return first
@@ -312,6 +318,8 @@ def main() -> None:
     parser.add_argument("--threads", default="1")
     parser.add_argument("--pictures", type=int, help="another number of pictures")
     parser.add_argument("--targets", type=int, help="another number of targets")
+    parser.add_argument("--layers", type=int, help="joint: another number of layers")
+    parser.add_argument("--trials", action="store_true", help="joint: himalaya gets single trials")
     parser.add_argument("--full", action="store_true", help="decode, encode: a subject of NSD")
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument(
@@ -364,7 +372,8 @@ def main() -> None:
     result = {
         "shape": options.shape, "one_alpha": options.one_alpha, "threads": int(options.threads),
         "pictures": problem.n, "trials": problem.n * problem.repeats, "features": problem.p,
-        "targets": problem.t, "layers": problem.layers, "folds": FOLDS, "alphas": N_ALPHAS,
+        "targets": problem.t, "layers": problem.layers, "on_trials": problem.on_trials,
+        "folds": FOLDS, "alphas": N_ALPHAS,
         "seconds": medians, "runs": {name: len(taken) for name, taken in times.items()},
         "best_peer": peer, "ratio_vs_himalaya": medians[peer] / medians["nsdcap"],
         "ratio_vs_sklearn": sklearn_seconds and sklearn_seconds / medians["nsdcap"],
