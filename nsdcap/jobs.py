@@ -177,10 +177,10 @@ def tasks(
             continue
         for index, cell in enumerate(array.cells):
             number = array.element(index)
-            row = known.get(number, [number, "", "", "", "", ""])
+            state, reason, left, node = known.get(number, [number, "", "", "", ""])[1:5]
             found[cell] = Task(
-                cell, number, array.submitted, logs(out) / f"{number}_0_log.err", *row[1:5],
-                array.tries[index], array.memory[index], array.time[index],
+                cell, number, array.submitted, logs(out) / f"{number}_0_log.err", state, reason,
+                left, node, array.tries[index], array.memory[index], array.time[index],
                 array.signatures[index],
             )  # fmt: skip
     return found
@@ -190,7 +190,7 @@ def tasks(
 
 # what ends a task: the queue's word, or what SLURM and the wrapper write at the end of its log
 _CAUSES = (
-    ("memory", ("OUT_OF_MEMORY",), r"oom[-_ ]kill|Out Of Memory|exceeded memory limit|exit status 137\b"),
+    ("memory", ("OUT_OF_MEMORY",), r"oom[-_ ]kill|Out Of Memory|[Ee]xceeded (job )?memory limit"),
     ("dependency", (), r"Incomplete: .* not done"),
     ("time", ("TIMEOUT", "DEADLINE"), r"DUE TO TIME LIMIT|timed-out too many times"),
     ("preempted", ("PREEMPTED",), r"DUE TO PREEMPTION"),

@@ -310,8 +310,10 @@ def dry_run(ledger: Ledger, cells: list[Cell], site: Site, retry_failed: bool) -
             else ""
         )
         first = own[0]
-        held = len(first.needs) > 1
-        parameters = sbatch.parameters(site, first.array, first.resources, "", held)
+        held = len(first.needs) > 1  # then each cell is given its own, by scontrol
+        word = "afterany" if stage == "aggregate" else "afterok"
+        after = "" if held or not on else ":".join([word, *(f"<{name}>" for name in sorted(on))])
+        parameters = sbatch.parameters(site, first.array, first.resources, after, held)
         if sizes[0] > 1:
             parameters["map_count"] = sizes[0]
         folder = jobs.logs(ledger.out)

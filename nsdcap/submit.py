@@ -56,7 +56,8 @@ def arrays(
     memory or of time; cells of a stage that differ in that are in arrays of their own.
     """
     missing = {cell for cell in (*found.submit, *found.kept)}
-    now, token, made = time.time(), secrets.token_hex(3), []
+    now, token = time.time(), secrets.token_hex(3)
+    made: list[Planned] = []
     groups: dict[tuple[str, int, int], list[Cell]] = {}
     for cell in found.submit:
         memory, late = _shortages(known[cell])
@@ -120,18 +121,29 @@ def submit(
         withdrawn = [known[cell].task for cell in found.withdraw]
         jobs.cancel(task.job for task in withdrawn if task is not None)
         ready = arrays(ledger, found, known, site, resources, array_limit(site))
-        where = {cell: known[cell].task.job for cell in found.kept}  # type: ignore[union-attr]
-        base = dict(where)
-        for number, planned in enumerate(ready):
-            try:
-                _hand_over(out, planned, hand_over, where, base)
-            except NsdcapError as error:
-                left = sum(len(other.array.cells) for other in ready[number:])
-                raise type(error)(
-                    f"{error}\n{len(base) - len(found.kept)} cells are submitted and go on, {left} are not; "
-                    "mend that, then give the same command"
-                ) from None
+        tasks = [known[cell].task for cell in found.kept]
+        hand_all(out, ready, hand_over, {task.cell: task.job for task in tasks if task is not None})
     return _tell(found, ready, out)
+
+
+def hand_all(out: Path, ready: list[Planned], hand_over: HandOver, kept: dict[Cell, str]) -> None:
+    """Submit arrays in their order; ``kept`` are the jobs of cells that are on their way already.
+
+    Raises
+    ------
+    NsdcapError
+        SLURM refuses one; it and those after it are not submitted.
+    """
+    where, base = dict(kept), dict(kept)
+    for number, planned in enumerate(ready):
+        try:
+            _hand_over(out, planned, hand_over, where, base)
+        except NsdcapError as error:
+            left = sum(len(other.array.cells) for other in ready[number:])
+            raise type(error)(
+                f"{error}\n{len(base) - len(kept)} cells are submitted and go on, {left} are not; mend that, "
+                "then give the same command"
+            ) from None
 
 
 def _hand_over(
