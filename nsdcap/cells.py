@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +199,10 @@ class Ledger:
         for kind in stage.nsd:
             subjects = every if cell.subject is None else (cell.subject,)
             found |= self._once(
-                kind, cell.subject, lambda k=kind, s=subjects: self._nsd(k, s, cell)
+                kind, cell.subject, partial(self._nsd, kind, subjects, cell)
             )
         for model in stage.weights:
-            found |= self._once("weights", model, lambda m=model: self._weights(m))
+            found |= self._once("weights", model, partial(self._weights, model))
         return found
 
     def _nsd(self, kind: str, subjects: tuple[int, ...], cell: Cell) -> dict[str, str]:
@@ -211,7 +212,7 @@ class Ledger:
         for path in files(self.nsd, kind, subjects, self._sessions(cell.subject)):
             inside = path.is_relative_to(self.nsd.root)
             name = path.relative_to(self.nsd.root) if inside else path.name
-            found[str(name)] = self._once("stamp", path, lambda p=path: _stamp(p))
+            found[str(name)] = self._once("stamp", path, partial(_stamp, path))
         return found
 
     def _weights(self, model: str) -> dict[str, str]:
@@ -223,7 +224,7 @@ class Ledger:
 
     def _sessions(self, subject: int | None) -> list[int]:
         return self._once(
-            "sessions", subject, lambda: sessions_of(self.settings, self.nsd, subject)
+            "sessions", subject, partial(sessions_of, self.settings, self.nsd, subject)
         )
 
     def _once(self, what: str, key: Any, look: Callable[[], Any]) -> Any:

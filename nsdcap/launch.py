@@ -123,7 +123,7 @@ def launch(options: argparse.Namespace) -> int:
     ledger = Ledger(settings, out)
     cells = chosen_cells(options.stage, settings)
     if options.dry_run:
-        from nsdcap.cost import tell_plan
+        from nsdcap.plan import tell_plan
 
         tell_plan(ledger, cells, options.force)
         return 0
