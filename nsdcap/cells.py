@@ -32,7 +32,6 @@ from nsdcap.paths import (
 )
 from nsdcap.stages import STAGES
 
-
 ENDS = ("", DONE, FAILED)  # of an artefact's path: itself, and what may lie beside it
 
 
@@ -198,9 +197,7 @@ class Ledger:
         stage, every = STAGES[cell.stage], self.settings.data.subjects
         for kind in stage.nsd:
             subjects = every if cell.subject is None else (cell.subject,)
-            found |= self._once(
-                kind, cell.subject, partial(self._nsd, kind, subjects, cell)
-            )
+            found |= self._once(kind, cell.subject, partial(self._nsd, kind, subjects, cell))
         for model in stage.weights:
             found |= self._once("weights", model, partial(self._weights, model))
         return found

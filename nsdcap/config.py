@@ -282,6 +282,8 @@ def check_name(key: str, known: Iterable[str], where: str) -> None:
 
 
 def _value(kind: Any, value: Any, name: str) -> Any:
+    if kind is Any:
+        return value
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, name + ".")  # type: ignore[arg-type]
     if get_origin(kind) is tuple:
@@ -290,7 +292,9 @@ def _value(kind: Any, value: Any, name: str) -> Any:
     if get_origin(kind) is dict:
         if not isinstance(value, dict):
             raise UsageError(f"setting {name}: found {value!r}, expected a section")
-        return {key: _value(get_args(kind)[1], item, f"{name}.{key}") for key, item in value.items()}
+        return {
+            key: _value(get_args(kind)[1], item, f"{name}.{key}") for key, item in value.items()
+        }
     if isinstance(kind, UnionType):
         if not isinstance(value, get_args(kind)):
             expected = " or ".join(one.__name__ for one in get_args(kind))

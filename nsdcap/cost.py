@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nsdcap.cells import Ledger
-from nsdcap.config import STREAMS, Config
+from nsdcap.config import Config
 from nsdcap.paths import Cell
 from nsdcap.ridge_decode import POOLED_LIMIT, choose_form
 from nsdcap.sizes import DataSizes, ModelSizes, data_sizes, model_sizes
@@ -107,7 +107,9 @@ def features(n: int, models: ModelSizes, config: Config) -> Cost:
     captions = 5  # that COCO has of a picture
     work = models.see + models.encode + captions * models.text
     work += (1 + WRITE * config.caption.beams) * config.caption.max_length * models.write
-    memory = config.models.batch * (10.0 * 4 * a_picture + 4.0 * 64 * config.reconstruct.coarse_size**2)
+    memory = config.models.batch * (
+        10.0 * 4 * a_picture + 4.0 * 64 * config.reconstruct.coarse_size**2
+    )
     return _cost(
         f"{n:,} pictures -> {models.z_v:,} numbers of z_v", n * work, config.models.device != "cpu",
         memory + _held(models, "blip", "diffusion"),
@@ -226,7 +228,11 @@ def encode(data: DataSizes, models: ModelSizes, config: Config, joint: bool) -> 
     size = 8.0 * (folds + 1) * n * (n + m)
     # few features: z_v's CLS token, or z_B of each phase
     work = spaces * t * (folds * alphas * q**2 + DOUBLE * 4.0 * n * q)
-    work += spaces * DOUBLE * (2.0 * n * q**2 + (folds + 1) * (FACTORISE * 10.0 * q**3 + 4.0 * left * q**2))
+    work += (
+        spaces
+        * DOUBLE
+        * (2.0 * n * q**2 + (folds + 1) * (FACTORISE * 10.0 * q**3 + 4.0 * left * q**2))
+    )
     primal = 8 * (2.0 * (n + m) * q + folds * (2 * q**2 + 2 * n * q / folds))
     primal += 8.0 * block * (3 * n + 3 * folds * q)
     work += DOUBLE * 2 * 2.0 * n**2 * t + 2.0 * alphas * n**2 * t + DOUBLE * 2.0 * m * n * t

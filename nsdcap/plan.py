@@ -21,9 +21,7 @@ def tell_plan(ledger: Ledger, cells: list[Cell], force: bool) -> None:
     groups: dict[tuple, list[Cell]] = {}
     for state in ledger.states(cells):
         cell, run = state.cell, force or state.word != "done"
-        reason = (
-            "--force" if force and state.word == "done" else state.reason or "done, unchanged"
-        )
+        reason = "--force" if force and state.word == "done" else state.reason or "done, unchanged"
         key = (cell.stage, cell.subject, cell.layer is None, run, reason)
         groups.setdefault(key, []).append(cell)
     table = Table(box=None, pad_edge=False)

@@ -18,7 +18,11 @@ from nsdcap.stages import blip_config
 # operations of Stable Diffusion 1.4 at 512 pixels, 0.8e12 a pass of the UNet, 1.1e12 to encode a picture
 # and 2.5e12 to decode one, shared out over sum(channels^2 x positions) of the levels
 UNET, ENCODER, DECODER = 590.0, 79.0, 180.0
-HUB_WEIGHTS = {"blip": 1.0e9, "diffusion": 4.3e9, "clip": 0.6e9}  # bytes of the usual ones in float32
+HUB_WEIGHTS = {
+    "blip": 1.0e9,
+    "diffusion": 4.3e9,
+    "clip": 0.6e9,
+}  # bytes of the usual ones in float32
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,11 @@ class DataSizes:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """``z_v``, ``c``, ``z`` numbers of a picture's latents; ``width`` and ``layers`` of BLIP's text decoder;
-    floating-point operations: ``see`` a picture by BLIP, ``write`` a token (with what it looks up in z_v),
-    ``text`` a text latent, ``encode`` and ``coarse`` a picture to and from z, ``noise`` a pass of the UNet, ``start``
-    and ``paint`` a picture to and from its latent; ``weights`` bytes in memory of each model."""
+    """``z_v``, ``c``, ``z`` numbers of a picture's latents; ``width``, ``layers`` of BLIP's text decoder;
+    ``weights`` bytes in memory of each model. The rest are floating-point operations: ``see`` a picture
+    by BLIP, ``write`` a token (with what it looks up in z_v), ``text`` a text latent, ``encode`` and
+    ``coarse`` a picture to and from z, ``noise`` a pass of the UNet, ``start`` and ``paint`` a picture to
+    and from the UNet's latent."""
 
     z_v: int
     c: int
@@ -91,11 +96,12 @@ def model_sizes(config: Config) -> ModelSizes:
     blip = blip_config(models.blip)
     vision, text = blip.get("vision_config", {}), blip.get("text_config", {})
     width, layers = text.get("hidden_size", 768), text.get("num_hidden_layers", 12)
-    seen, size = vision.get("hidden_size", 768), models.picture_size or vision.get("image_size", 384)
-    tokens = (size // vision.get("patch_size", 16)) ** 2 + 1
-    unet, vae, clip = (
-        _parts(models.diffusion, part) for part in ("unet", "vae", "text_encoder")
+    seen, size = (
+        vision.get("hidden_size", 768),
+        models.picture_size or vision.get("image_size", 384),
     )
+    tokens = (size // vision.get("patch_size", 16)) ** 2 + 1
+    unet, vae, clip = (_parts(models.diffusion, part) for part in ("unet", "vae", "text_encoder"))
     reduction = 2 ** (len(vae.get("block_out_channels", (128, 256, 512, 512))) - 1)
     latent = settings.size // reduction
     positions = clip.get("max_position_embeddings", 77)
@@ -111,7 +117,9 @@ def model_sizes(config: Config) -> ModelSizes:
         layers=layers,
         see=_transformer(tokens, seen, vision.get("num_hidden_layers", 12)),
         write=layers * (32.0 * width**2 + 4 * tokens * width),
-        text=_transformer(positions, clip.get("hidden_size", 768), clip.get("num_hidden_layers", 12)),
+        text=_transformer(
+            positions, clip.get("hidden_size", 768), clip.get("num_hidden_layers", 12)
+        ),
         encode=ENCODER * vae_levels(settings.coarse_size),
         coarse=DECODER * vae_levels(settings.coarse_size),
         noise=UNET * _levels(unet.get("block_out_channels", (320, 640, 1280, 1280)), latent),
