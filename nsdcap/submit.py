@@ -16,7 +16,6 @@ from nsdcap.errors import NsdcapError
 from nsdcap.jobs import Array
 from nsdcap.paths import Cell
 from nsdcap.site import Resources, Site
-from nsdcap.stages import STAGES
 from nsdcap.survey import survey
 
 # array, resources, dependency, to be held or not -> the job's id
@@ -37,12 +36,10 @@ def settle(
     retry_failed: bool,
 ) -> tuple[plan.Plan, dict[Cell, plan.Known]]:  # fmt: skip
     """The plan for ``cells`` and how they, and all that they need, stand."""
-    inputs = {cell: STAGES[cell.stage].inputs(cell, ledger.settings) for cell in cells}
-    every = dict.fromkeys([*cells, *(other for found in inputs.values() for other in found)])
+    inputs = ledger.inputs
+    every = dict.fromkeys([*cells, *(other for cell in cells for other in inputs(cell))])
     known = survey(ledger, every, rows)
-    found = plan.make(
-        cells, known, inputs.__getitem__, retry_failed=retry_failed, retries=site.retries
-    )
+    found = plan.make(cells, known, inputs, retry_failed=retry_failed, retries=site.retries)
     return found, known
 
 
@@ -71,11 +68,7 @@ def arrays(
             )  # fmt: skip
             needs = plan.needs(
                 part,
-                lambda cell: [
-                    other
-                    for other in STAGES[cell.stage].inputs(cell, ledger.settings)
-                    if other in missing
-                ],
+                lambda cell: [other for other in ledger.inputs(cell) if other in missing],
             )
             made.append(Planned(array, resources(stage, part, memory, late), needs))
     return made
