@@ -16,6 +16,7 @@ from typing import Any
 from nsdcap import __version__, config
 from nsdcap.config import Config
 from nsdcap.errors import DataError, NsdcapError
+from nsdcap.parts import begin, forget
 from nsdcap.paths import Cell, artefact, atomic, config_file, failure, sidecar, write_json
 from nsdcap.stages import STAGES
 
@@ -105,12 +106,16 @@ class Ledger:
     def run(self, cell: Cell, force: bool = False) -> str:
         """Compute a cell unless it is done; returns "done" or "skipped".
 
+        One that was stopped before goes on after its finished parts, see ``parts``; with ``force`` it
+        begins anew.
+
         Raises
         ------
         Incomplete
             An input is not done.
         """
         if not force and self.state(cell).word == "done":
+            forget(self.out, cell)  # what a kill between the last two steps left
             return "skipped"
         gaps = [
             str(other)
@@ -127,6 +132,8 @@ class Ledger:
         beside, note = sidecar(self.out, cell), failure(self.out, cell)
         try:
             function = getattr(importlib.import_module(module), name)
+            if before := begin(self.out, cell, self.depends(cell)["signature"], force):
+                print(f"{cell}: goes on after {before} finished parts", flush=True)
             with atomic(artefact(self.out, cell)) as target:
                 function(cell, self.settings, self.nsd, self.out, target)
         except Exception:
@@ -140,6 +147,7 @@ class Ledger:
              "depends": self.depends(cell)},
         )  # fmt: skip
         note.unlink(missing_ok=True)
+        forget(self.out, cell)
         return "done"
 
     def _files(self, cell: Cell) -> dict[str, str]:

@@ -58,6 +58,12 @@ def failure(out: Path, cell: Cell) -> Path:
     return path.with_name(path.name + ".failed.txt")
 
 
+def parts_folder(out: Path, cell: Cell) -> Path:
+    """Where the finished parts of a cell that is under way are kept."""
+    path = artefact(out, cell)
+    return path.with_name(f".{path.name}.parts")
+
+
 def config_file(out: Path) -> Path:
     """The run's settings."""
     return out / "config.toml"
