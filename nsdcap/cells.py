@@ -100,8 +100,14 @@ class Ledger:
             return State(cell, "stale", _difference(kept, wanted))
         failed = failure(self.out, cell)
         if failed.exists():
-            return State(cell, "failed", failed.read_text().strip().splitlines()[-1])
+            signature, *lines = failed.read_text().strip().splitlines()
+            if signature == wanted["signature"]:
+                return State(cell, "failed", lines[-1])
         return State(cell, "missing", "not computed yet")
+
+    def forget(self, cell: Cell) -> None:
+        """Let a cell count as not done; its result stays until there is a new one."""
+        sidecar(self.out, cell).unlink(missing_ok=True)
 
     def run(self, cell: Cell, force: bool = False) -> str:
         """Compute a cell unless it is done; returns "done" or "skipped".
@@ -138,7 +144,8 @@ class Ledger:
                 function(cell, self.settings, self.nsd, self.out, target)
         except Exception:
             note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(traceback.format_exc())
+            signature = self.depends(cell)["signature"]
+            note.write_text(f"{signature}\n{traceback.format_exc()}")
             raise
         ended = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(
@@ -170,18 +177,13 @@ class Ledger:
         return found
 
 
-def run_cell(
-    out: str, stage: str, subject: int | None, layer: int | None, force: bool
-) -> tuple[str, int, str]:
+def run_cell(out: str, stage: str, subject: int | None, layer: int | None, force: bool) -> str:
     """A cell of the run in ``out``, by its settings there; what a task in another process calls.
 
-    Returns "done", "skipped" or "failed", the exit code of the error and its message.
+    Returns "done" or "skipped"; raises as ``Ledger.run``.
     """
-    try:
-        settings = config.load(config_file(Path(out)))
-        return Ledger(settings, Path(out)).run(Cell(stage, subject, layer), force), 0, ""
-    except NsdcapError as error:
-        return "failed", error.exit_code, str(error)
+    settings = config.load(config_file(Path(out)))
+    return Ledger(settings, Path(out)).run(Cell(stage, subject, layer), force)
 
 
 @cache

@@ -1,83 +1,37 @@
-"""``python -m nsdcap.launch``: run stages, in this process or in a pool; the only user of submitit."""
+"""``python -m nsdcap.launch``: run stages in this process, in a pool, or on a SLURM cluster.
+
+The only user of submitit.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsdcap.errors import DataError, NsdcapError, UsageError
-from nsdcap.paths import Cell, artefact, failure
+from nsdcap.errors import NsdcapError, UsageError
+from nsdcap.options import (
+    MINIATURE_OUT,
+    STAGE_NAMES,
+    build_parser,
+    choose_executor,
+    chosen_cells,
+    read_site,
+    settle,
+)  # fmt: skip
+from nsdcap.paths import Cell
 
 if TYPE_CHECKING:
     from nsdcap.cells import Ledger
-    from nsdcap.config import Config
-
-STAGE_NAMES = (
-    "prepare", "features", "decode", "caption", "reconstruct", "kernel", "encode", "aggregate",
-)  # fmt: skip
-MINIATURE_OUT = Path("nsdcap-miniature")
-
-EPILOG = """\
-With neither --config nor --nsd-root the built-in miniature is made (in OUT/nsd) and run.
-Exit codes: 0 all done, 1 a cell failed, 2 usage, 65 bad data, 75 incomplete.
-"""
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nsdcap.launch",
-        description="Captions and pictures from brain activity, and encoding models of the cortex.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--stage", default="all", choices=(*STAGE_NAMES, "all"), help="what to run (default: all)")
-    add("--config", type=Path, metavar="FILE.toml", help="settings; see a run's config.toml")
-    add(
-        "--preset",
-        choices=("paper", "released"),
-        help="defaults of the paper or of its neighbour's code",
-    )
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="one setting, as in decode.gain=cv",
-    )
-    add("--subjects", type=int, nargs="+", metavar="N", help="subjects, 1 to 8")
-    add(
-        "--layers",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="BERT states to encode from, 0 the embeddings",
-    )
-    add(
-        "--nsd-root",
-        type=Path,
-        help="the folder that holds nsddata/, nsddata_betas/, nsddata_stimuli/",
-    )
-    add("--out", type=Path, help=f"folder of the results (miniature: {MINIATURE_OUT})")
-    add(
-        "--executor", default="inline", choices=("inline", "local", "slurm"), help="default: inline"
-    )
-    add("--jobs", type=int, default=2, metavar="N", help="cells at a time of --executor local")
-    add(
-        "--dry-run",
-        action="store_true",
-        help="list cells, reasons and estimated cost; write nothing",
-    )
-    add("--force", action="store_true", help="also compute cells that are done")
-    return parser
+    from nsdcap.jobs import Array
+    from nsdcap.site import Resources, Site
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,17 +49,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def launch(options: argparse.Namespace) -> int:
     """Settle the settings, then plan (``--dry-run``) or run."""
-    if options.executor == "slurm":
-        raise UsageError("--executor slurm: not in this version yet; use inline or local")
     if options.jobs < 1:
         raise UsageError(f"--jobs: found {options.jobs}, expected at least 1")
     miniature = options.config is None and options.nsd_root is None
     if options.out is None and not miniature:
         raise UsageError("--out: give the folder for the results")
     out = (options.out or MINIATURE_OUT).absolute()
+    executor, why = choose_executor(options)
     settings = settle(options, out, miniature)
     if miniature:
         from nsdcap import miniature as built_in
+        from nsdcap.preflight import make_folder
 
         if not built_in.is_made(out / "nsd"):
             if options.dry_run:
@@ -119,121 +73,110 @@ def launch(options: argparse.Namespace) -> int:
             make_folder(out)
             built_in.make(out / "nsd")
     from nsdcap.cells import Ledger
+    from nsdcap.containers import check_image, place_script
+    from nsdcap.preflight import preflight, write_settings
 
     ledger = Ledger(settings, out)
     cells = chosen_cells(options.stage, settings)
+    site = read_site(options) if executor == "slurm" else None
+    print(f"executor {executor}: {why}", flush=True)
     if options.dry_run:
         from nsdcap.cost import tell_plan
 
         tell_plan(ledger, cells, options.force)
+        if site is not None:
+            dry_run(ledger, cells, site, options.retry_failed)
         return 0
     preflight(settings)
+    check_image(site.image if site else options.image)
+    if site is not None:
+        from nsdcap import sbatch
+
+        sbatch.check_path(out)
     write_settings(settings, out)
-    if options.executor == "local":
-        return run_local(ledger, cells, options.force, options.jobs)
+    if executor != "inline":
+        place_script(out)
+    if site is not None:
+        from nsdcap import submit
+
+        return submit.submit(
+            ledger, cells, site, lambda *array: hand_over(ledger, site, *array),
+            sbatch.needed_resources(ledger, site), retry_failed=options.retry_failed,
+            force=options.force,
+        )  # fmt: skip
+    if executor == "local":
+        return run_local(ledger, cells, options.force, options.jobs, options.image)
+    from nsdcap.inline import run_inline
+
     return run_inline(ledger, cells, options.force)
 
 
-def settle(options: argparse.Namespace, out: Path, miniature: bool) -> Config:
-    """The settings that the options, the file and the preset amount to."""
-    from nsdcap import config
-
-    given = list(options.set)
-    if options.nsd_root:
-        given.append(f"data.nsd_root={str(options.nsd_root.absolute())!r}")
-    if options.subjects:
-        given.append(f"data.subjects={options.subjects}")
-    if options.layers is not None:
-        given.append(f"encode.states={options.layers}")
-    file = options.config
-    if miniature:
-        from nsdcap import miniature as built_in
-
-        file = built_in.SETTINGS
-        given = [*built_in.places(out / "nsd"), *given]
-    return config.load(file, options.preset, tuple(given))
+# --- a task ---------------------------------------------------------------------------------------
 
 
-def chosen_cells(stage: str, settings: Config) -> list[Cell]:
-    """The cells of a stage, or of all in the order of the table."""
-    from nsdcap.stages import STAGES
+class CellTask:
+    """A cell as submitit runs it, in a local process or a SLURM task."""
 
-    names = STAGE_NAMES if stage == "all" else (stage,)
-    return [cell for name in names for cell in STAGES[name].cells(settings)]
+    def __call__(
+        self, out: str, stage: str, subject: int | None, layer: int | None, force: bool = False,
+        version: str = "", gpus: int = 0,
+    ) -> str:  # fmt: skip
+        """Compute the cell unless it is done; returns "done" or "skipped".
 
+        Raises
+        ------
+        UsageError
+            The package here is not of the launcher's ``version``, or fewer than ``gpus`` are visible.
+        """
+        import submitit
 
-def preflight(settings: Config) -> None:
-    """Refuse what can be seen to be wrong before any work: missing sessions, folders that are none.
+        from nsdcap import __version__
+        from nsdcap.cells import run_cell
 
-    Raises
-    ------
-    DataError
-        Names the setting or file, what was found, and what to do.
-    """
-    from nsdcap.cells import open_nsd, sessions_of
-
-    nsd = open_nsd(settings)
-    for subject in settings.data.subjects:
-        for session in sessions_of(settings, nsd, subject):
-            nsd.betas_file(subject, session)
-    for model in ("blip", "diffusion", "clip"):
-        where = getattr(settings.models, model)
-        if not where:
-            raise UsageError(f"models.{model} is empty: give a Hugging Face folder or a hub id")
-        if where.startswith(("/", ".", "~")) and not Path(where).is_dir():
-            raise DataError(
-                f"models.{model} = {where!r}: there is no such folder; mend the setting"
+        if version not in ("", __version__):
+            raise UsageError(
+                f"this task has nsdcap {__version__}, its launcher {version}; build the image anew, or "
+                "install its version on the login node"
             )
+        seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        if len(seen) < gpus:
+            raise UsageError(
+                f"{gpus} GPUs were asked for, CUDA_VISIBLE_DEVICES names {len(seen)}; mend gpus or gres in the "
+                "site file"
+            )
+        paths = submitit.JobEnvironment().paths
+        # what a task that was killed while it saved its result left; submitit stumbles over it
+        paths.result_pickle.with_name(paths.result_pickle.name + ".save_tmp").unlink(
+            missing_ok=True
+        )
+        return run_cell(out, stage, subject, layer, force)
+
+    def checkpoint(self, *arguments: Any, **named: Any) -> Any:
+        """Before a time limit or a preemption: the same again, which goes on from its finished parts."""
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # in an image it comes twice
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, *arguments, **named)
 
 
-def write_settings(settings: Config, out: Path) -> None:
-    """Put the settings beside the results."""
-    from nsdcap import config
-    from nsdcap.paths import atomic, config_file
-
-    text, file = config.dump(settings), config_file(out)
-    make_folder(out)
-    if not file.exists() or file.read_text() != text:
-        with atomic(file) as partial:
-            partial.write_text(text)
+# --- local pool -----------------------------------------------------------------------------------
 
 
-def make_folder(out: Path) -> None:
-    """Make the folder of the results, and try that it can be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"--out {out}: cannot be written ({error.strerror}); name another folder"
-        ) from None
-
-
-def run_inline(ledger: Ledger, cells: list[Cell], force: bool) -> int:
-    """One cell after another in this process; a failed cell does not stop those that need it not."""
-    tally = Tally(len(cells))
-    for cell in cells:
-        start = time.monotonic()
-        try:
-            tally.ended(cell, ledger.run(cell, force), time.monotonic() - start)
-        except NsdcapError as error:
-            tally.failed(cell, str(error), error.exit_code)
-        except Exception as error:  # whatever a cell dies of, the others go on
-            tally.failed(cell, f"{type(error).__name__}: {error}", 1, failure(ledger.out, cell))
-    return tally.close(ledger)
-
-
-def run_local(ledger: Ledger, cells: list[Cell], force: bool, jobs: int) -> int:
-    """Up to ``jobs`` cells at a time, each in a process of its own, stage by stage."""
+def run_local(
+    ledger: Ledger, cells: list[Cell], force: bool, jobs: int, image: Path | None = None
+) -> int:
+    """Up to ``jobs`` cells at a time, each in a process of its own, stage by stage; GPUs take turns."""
     import submitit
 
-    from nsdcap.cells import run_cell
+    from nsdcap import __version__
+    from nsdcap.containers import command, visible_gpus
+    from nsdcap.inline import Tally
 
+    gpus, turn = visible_gpus(), 0
     # several processes that each take all cores are slower than one
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))
-    executor = submitit.LocalExecutor(folder=ledger.out / "log")
-    executor.update_parameters(timeout_min=7 * 24 * 60)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    python = shlex.join(command(ledger, image, gpu=bool(gpus), threads=threads))
+    executor = submitit.LocalExecutor(folder=ledger.out / "log", python=python)
     tally = Tally(len(cells))
     for stage in dict.fromkeys(cell.stage for cell in cells):
         waiting = []
@@ -247,9 +190,21 @@ def run_local(ledger: Ledger, cells: list[Cell], force: bool, jobs: int) -> int:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     cell = waiting.pop(0)
+                    mine = gpus[turn % len(gpus) :][:1] if gpus else []
+                    turn += 1
+                    executor.update_parameters(
+                        timeout_min=7 * 24 * 60, gpus_per_node=len(mine), visible_gpus=mine
+                    )
                     with stderr_to(ledger.out / "log" / "launcher.txt"):
                         job = executor.submit(
-                            run_cell, str(ledger.out), cell.stage, cell.subject, cell.layer, force
+                            CellTask(),
+                            str(ledger.out),
+                            cell.stage,
+                            cell.subject,
+                            cell.layer,
+                            force,
+                            __version__,
+                            len(mine),
                         )
                     running[cell] = (job, time.monotonic())
                 for cell, (job, start) in list(running.items()):
@@ -257,17 +212,27 @@ def run_local(ledger: Ledger, cells: list[Cell], force: bool, jobs: int) -> int:
                         continue
                     del running[cell]
                     error = job.exception()
-                    ended = job.result() if error is None else ("failed", 1, str(error))
-                    how, code, message = ended
-                    if how == "failed":
-                        tally.failed(cell, message, code, job.paths.stderr)
+                    if error is None:
+                        tally.ended(cell, job.result(), time.monotonic() - start)
                     else:
-                        tally.ended(cell, how, time.monotonic() - start)
+                        tally.failed(cell, *told(str(error)), job.paths.stderr)
                 time.sleep(0.1)
         finally:  # stopped by hand: no cell goes on unseen
             for job, _ in running.values():
                 job.cancel(check=False)
     return tally.close(ledger)
+
+
+def told(traceback: str) -> tuple[str, int]:
+    """The message and the exit code of an error by its traceback in another process."""
+    from nsdcap import cells, errors
+
+    lines = traceback.split("-" * 10)[1:2] or [traceback]
+    lines = [line for line in lines[0].splitlines() if line.strip("- ")] or ["no message"]
+    kinds = (errors.UsageError, errors.DataError, errors.NsdcapError, cells.Incomplete)
+    codes = {f"{kind.__module__}.{kind.__name__}": kind.exit_code for kind in kinds}
+    name, _, message = lines[-1].partition(": ")
+    return (message, codes[name]) if name in codes else (lines[-1], 1)
 
 
 @contextmanager
@@ -287,43 +252,78 @@ def stderr_to(path: Path) -> Iterator[None]:
         os.close(kept)
 
 
-class Tally:
-    """Counts cells as they end, tells each on a line, and gives the exit code."""
+# --- SLURM ----------------------------------------------------------------------------------------
 
-    def __init__(self, total: int):
-        self.total, self.done, self.skipped = total, 0, 0
-        self.codes: list[int] = []
-        self.start = time.monotonic()
 
-    def ended(self, cell: Cell, how: str, seconds: float) -> None:
-        """A cell that is done now, or was before."""
-        self.done += 1
-        if how == "skipped":
-            self.skipped += 1
-        else:
-            print(f"[{self._count()}] {cell}: done in {seconds:.0f} s", flush=True)
+def hand_over(
+    ledger: Ledger, site: Site, array: Array, needed: Resources, dependency: str, held: bool
+) -> str:
+    """Submit an array by submitit; returns its job's id.
 
-    def failed(self, cell: Cell, message: str, code: int, log: Path | None = None) -> None:
-        """A cell that did not end well: the last line of what it said, and where the rest is."""
-        self.codes.append(code)
-        last = (message.strip().splitlines() or ["no message"])[-1]
-        where = f"; see {log}" if log else ""
-        print(f"[{self._count()}] {cell}: FAILED, {last}{where}", file=sys.stderr, flush=True)
+    Raises
+    ------
+    QueueError
+        sbatch refuses it, in its words.
+    """
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    def close(self, ledger: Ledger) -> int:
-        """The last line; returns 0, 65 (bad data), 1 (a cell failed) or 75 (inputs are missing)."""
-        took = time.monotonic() - self.start
+    from nsdcap import __version__, sbatch
+    from nsdcap.jobs import QueueError, logs
+
+    python = sbatch.python(ledger, site, needed)
+    executor = submitit.SlurmExecutor(logs(ledger.out), site.timeouts, python=python)
+    executor.update_parameters(**sbatch.parameters(site, array, needed, dependency, held))
+    rows = [
+        (str(ledger.out), cell.stage, cell.subject, cell.layer, False, __version__, needed.gpus)
+        for cell in array.cells
+    ]
+    try:
+        submitted = executor.map_array(CellTask(), *zip(*rows, strict=True))
+    except (FailedJobError, FailedSubmissionError) as error:
+        said = [line for line in str(error).splitlines() if "sbatch" in line.lower()]
+        raise QueueError(f"{array.stage}: {(said or [str(error)])[-1].strip()}") from None
+    return submitted[0].job_id.partition("_")[0]
+
+
+def dry_run(ledger: Ledger, cells: list[Cell], site: Site, retry_failed: bool) -> None:
+    """Print what SLURM would be given: each stage's arrays, and the script of the first."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    from nsdcap import jobs, sbatch, submit
+
+    try:
+        rows, limit = jobs.queue(), submit.array_limit(site)
+    except jobs.QueueError as error:
+        print(f"note: {error}; arrays of up to {site.max_array or 1000} tasks are assumed")
+        rows, limit = None, site.max_array or 1000
+    found, known = submit.settle(ledger, cells, rows, site, retry_failed)
+    ready = submit.arrays(ledger, found, known, site, sbatch.needed_resources(ledger, site), limit)
+    for stage in dict.fromkeys(planned.array.stage for planned in ready):
+        own = [planned for planned in ready if planned.array.stage == stage]
+        sizes = [len(planned.array.cells) for planned in own]
+        on = {other.stage for planned in own for need in planned.needs for other in need.on}
+        print(f"\n# {stage}: {sum(sizes)} tasks in {len(sizes)} arrays", end="")
         print(
-            f"{self.done} of {self.total} cells done, {self.skipped} of them before, {took:.0f} s"
+            f", each after its own {', '.join(name for name in STAGE_NAMES if name in on)}"
+            if on
+            else ""
         )
-        page = artefact(ledger.out, Cell("aggregate")) / "report.html"
-        if page.exists():
-            print(f"report: {page}")
-        return next((code for code in (65, 1, 2, 75) if code in self.codes), 0)
-
-    def _count(self) -> str:
-        return f"{self.done + len(self.codes)}/{self.total}"
+        first = own[0]
+        held = len(first.needs) > 1  # then each cell is given its own, by scontrol
+        word = "afterany" if stage == "aggregate" else "afterok"
+        after = "" if held or not on else ":".join([word, *(f"<{name}>" for name in sorted(on))])
+        parameters = sbatch.parameters(site, first.array, first.resources, after, held)
+        if sizes[0] > 1:
+            parameters["map_count"] = sizes[0]
+        folder = jobs.logs(ledger.out)
+        words = sbatch.python(ledger, site, first.resources)
+        line = f"{words} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+        print(_make_sbatch_string(command=line, folder=folder, **parameters))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # tasks are pickled by the name of the module, which is not __main__ where they run
+    from nsdcap.launch import main as named
+
+    sys.exit(named())

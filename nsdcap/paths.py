@@ -53,7 +53,7 @@ def sidecar(out: Path, cell: Cell) -> Path:
 
 
 def failure(out: Path, cell: Cell) -> Path:
-    """What stopped a cell the last time it ran."""
+    """What stopped a cell the last time it ran: its signature, then the traceback."""
     path = artefact(out, cell)
     return path.with_name(path.name + ".failed.txt")
 

@@ -1,61 +1,153 @@
-"""``python -m nsdcap.status OUT``: the state of every cell of a run."""
+"""``python -m nsdcap.status OUT``: the state of every cell of a run, wherever its cells run."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nsdcap.errors import NsdcapError, UsageError
+
+if TYPE_CHECKING:
+    from nsdcap.cells import Ledger
+    from nsdcap.plan import Known
+
+WORDS = ("done", "running", "pending", "failed", "stale", "missing", "unknown")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print a table of cells; exit 0 when all are done, 75 when some are not, 2 or 65 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m nsdcap.status", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m nsdcap.status",
+        description=__doc__,
+        epilog="Exit codes: 0 all done, 75 not yet, 2 usage, 65 bad data.",
+    )
     parser.add_argument("out", type=Path, help="the run's folder, which holds config.toml")
-    parser.add_argument("--all", action="store_true", help="also list the cells that are done")
+    parser.add_argument("--all", action="store_true", help="list every cell, also those done")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, every cell in it"
+    )
+    parser.add_argument(
+        "--watch", type=float, nargs="?", const=10.0, metavar="SECONDS",
+        help="again every so many seconds (10), until nothing is running or pending",
+    )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
-        return _tell(options.out, options.all)
+        while True:
+            code, moving = _tell(options.out, options.all, options.json)
+            if options.watch is None or not moving:
+                return code
+            time.sleep(options.watch)
     except NsdcapError as error:
         print(f"nsdcap.status: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
 
 
-def _tell(out: Path, every: bool) -> int:
-    from rich.console import Console
-    from rich.table import Table
+def open_run(out: Path) -> Ledger:
+    """The run in ``out``, by the settings there.
 
+    Raises
+    ------
+    UsageError
+        No run lies there.
+    """
     from nsdcap import config
     from nsdcap.cells import Ledger
     from nsdcap.paths import config_file
-    from nsdcap.stages import STAGES
 
     file = config_file(out)
     if not file.exists():
         raise UsageError(f"{out}: found no config.toml there; give the folder of a run (--out)")
-    settings = config.load(file)
-    ledger = Ledger(settings, out)
-    states = {
-        name: [ledger.state(cell) for cell in stage.cells(settings)]
-        for name, stage in STAGES.items()
-    }
+    return Ledger(config.load(file), out.absolute())
+
+
+def gather(ledger: Ledger) -> tuple[list[Known], str]:
+    """Every cell as it stands, and why the queue could not be asked ("": it was, or need not be)."""
+    from nsdcap import jobs
+    from nsdcap.stages import STAGES
+    from nsdcap.survey import survey
+
+    cells = [cell for stage in STAGES.values() for cell in stage.cells(ledger.settings)]
+    rows, why = None, ""
+    if jobs.folder(ledger.out).is_dir() and jobs.read(ledger.out):
+        try:
+            rows = jobs.queue()
+        except jobs.QueueError as error:
+            why = str(error)
+    return list(survey(ledger, cells, rows).values()), why
+
+
+def _tell(out: Path, every: bool, as_json: bool) -> tuple[int, bool]:
+    """Print the run's state; returns the exit code, and whether anything may still change."""
+    known, why = gather(open_run(out))
+    finished = all(state.word == "done" for state in known)
+    moving = any(state.word in ("running", "pending", "unknown") for state in known)
+    if as_json:
+        print(json.dumps(as_object(known, why), ensure_ascii=False))
+    else:
+        _print(known, why, every)
+    return (0 if finished else 75), moving
+
+
+def as_object(known: list[Known], why: str) -> dict[str, Any]:
+    """The state of a run for another program."""
+    stages = {state.cell.stage: Counter[str]() for state in known}
+    for state in known:
+        stages[state.cell.stage][state.word] += 1
+    return {
+        "finished": all(state.word == "done" for state in known),
+        "queue": why or "asked",
+        "stages": stages,
+        "cells": [
+            {
+                "cell": str(state.cell), "stage": state.cell.stage, "subject": state.cell.subject,
+                "layer": state.cell.layer, "state": state.word, "reason": state.reason,
+                "cause": state.cause,
+                **({"job": state.task.job, "log": str(state.task.log), "tries": state.task.tries,
+                    "time_left": state.task.left} if state.task else {}),
+            }
+            for state in known
+        ],
+    }  # fmt: skip
+
+
+def _print(known: list[Known], why: str, every: bool) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    counts = Counter((state.cell.stage, state.word) for state in known)
+    stages = dict.fromkeys(state.cell.stage for state in known)
+    words = [w for w in WORDS if w != "unknown" or any((stage, w) in counts for stage in stages)]
+    table = Table("stage", *words, box=None, pad_edge=False)
+    for stage in stages:
+        table.add_row(stage, *(str(counts[stage, word]) for word in words))
     console = Console(soft_wrap=True, highlight=False)
-    table = Table("stage", "done", "stale", "failed", "missing", box=None, pad_edge=False)
-    for name, found in states.items():
-        count = Counter(state.word for state in found)
-        table.add_row(name, *(str(count[word]) for word in ("done", "stale", "failed", "missing")))
     console.print(table)
-    listed = [
-        s for found in states.values() for s in found if every or s.word in ("stale", "failed")
-    ]
-    for state in listed:
-        console.print(
-            f"{state.word:8}{state.cell}{': ' + state.reason if state.reason else ''}", markup=False
-        )
-    finished = all(state.word == "done" for found in states.values() for state in found)
-    return 0 if finished else 75
+    if why:
+        console.print(f"the queue was not asked: {why}", markup=False)
+    for state in known:
+        if every or state.word in ("running", "failed", "stale", "unknown"):
+            console.print(_line(state), markup=False)
+
+
+def _line(state: Known) -> str:
+    """A cell on one line: what it is doing, or what became of it and where that can be read."""
+    task, about = state.task, [state.reason] if state.reason else []
+    if state.word == "failed" and state.cause:
+        about.insert(0, state.cause)
+    if state.word == "running" and task:
+        about.append(f"{task.left} left")
+    if state.outdated:
+        about.append("began with other settings")
+    if task and state.word in ("running", "failed"):
+        about.append(f"job {task.job}, try {task.tries}, log {task.log}")
+    return f"{state.word:8}{state.cell}" + (f": {'; '.join(about)}" if about else "")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from nsdcap import config, launch, miniature, status
+from nsdcap import config, launch, miniature, options, status
 from nsdcap.cells import Ledger
 from nsdcap.paths import Cell, artefact, sidecar
 
@@ -75,7 +75,7 @@ def test_a_changed_data_file_makes_its_cells_stale(tree_copy, tmp_path):
     )
     ledger = Ledger(settings, tmp_path / "out")
     before = {
-        cell: ledger.depends(cell)["signature"] for cell in launch.chosen_cells("all", settings)
+        cell: ledger.depends(cell)["signature"] for cell in options.chosen_cells("all", settings)
     }
     file = ledger.nsd.betas_file(2, 1)
     content = file.read_bytes()
@@ -160,7 +160,9 @@ def test_status_tells_and_exits_75_until_all_is_done(command, capsys):
     ("extra", "code", "words"),
     [
         (["--set", "decode.gian=cv"], 2, "did you mean decode.gain"),
-        (["--executor", "slurm"], 2, "slurm: not in this version"),
+        (["--image", "x.sif", "--executor", "local"], 65, "image x.sif"),
+        (["--image", "x.sif"], 2, "add --executor local"),
+        (["--executor", "slurm", "--site", "/no/such.toml"], 2, "/no/such.toml"),
         (["--subjects", "9"], 2, "from 1 to 8"),
         (["--subjects", "3"], 65, "subject 3"),
         (["--layers", "7"], 65, "from 0 (embeddings) to 6"),
@@ -198,8 +200,8 @@ def test_usage_errors_of_the_parser_exit_2(capsys):
 
 def test_help_and_import_load_nothing_heavy():
     for code in (
-        "import nsdcap, nsdcap.launch, nsdcap.status",
-        "import nsdcap.launch as l; l.build_parser()",
+        "import nsdcap, nsdcap.launch, nsdcap.status, nsdcap.cancel",
+        "import nsdcap.options as l; l.build_parser()",
     ):
         probe = f"{code}; import sys; print([m for m in sys.modules if m in {HEAVY}])"
         found = subprocess.run(
@@ -227,11 +229,11 @@ def test_readme_names_only_files_and_options_that_exist():
     for script in ("hpc/run-miniature", "hpc/run-tests"):
         assert f"./{script}" in text
         assert (root / script).stat().st_mode & 0o111
-    options = launch.build_parser().format_help()
+    shown = options.build_parser().format_help()
     import re
 
     for line in re.findall(r"python -m nsdcap\.launch[^`]*?(?:\n\n|```|$)", text, re.M):
         for option in re.findall(
             r"--[a-z][a-z-]+", line.split("nsdcap.status")[0].split("nsdcap.plots")[0]
         ):
-            assert option in options, option
+            assert option in shown, option

@@ -1,0 +1,49 @@
+"""``python -m nsdcap.cancel OUT``: take a run's jobs out of SLURM; what is done stays."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from nsdcap.errors import NsdcapError
+from nsdcap.options import STAGE_NAMES
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Cancel running and pending cells of a run; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m nsdcap.cancel", description=__doc__)
+    parser.add_argument("out", type=Path, help="the run's folder, which holds config.toml")
+    parser.add_argument("--stage", choices=STAGE_NAMES, help="of this stage alone")
+    options = parser.parse_args(arguments)
+    try:
+        return cancel(options.out, options.stage)
+    except NsdcapError as error:
+        print(f"nsdcap.cancel: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def cancel(out: Path, stage: str | None) -> int:
+    """scancel what runs or waits of the run in ``out``, and say how many.
+
+    Raises
+    ------
+    QueueError
+        SLURM does not answer.
+    """
+    from nsdcap import jobs
+    from nsdcap.status import open_run
+
+    out = open_run(out).out
+    live = [
+        task
+        for task in jobs.tasks(out, jobs.queue()).values()
+        if task.word and stage in (None, task.cell.stage)
+    ]
+    jobs.cancel(task.job for task in live)
+    print(f"{len(live)} cells cancelled; finished ones stay, the same launch command goes on")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""The words that start a task's Python: on this host, or inside an Apptainer image."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+from nsdcap.cells import Ledger
+from nsdcap.errors import DataError, NsdcapError, UsageError
+from nsdcap.paths import atomic
+
+SIF_MAGIC = (32, b"SIF_MAGIC")  # where it stands in a SIF file
+
+
+class MissingError(NsdcapError):
+    """A program or file of the installation that is not there."""
+
+    exit_code = 69
+
+
+def command(
+    ledger: Ledger, image: str | Path | None, *, gpu: bool, threads: int | None,
+    binds: Sequence[str] = (), cache: str = "",
+) -> list[str]:  # fmt: skip
+    """Words that run Python by the run's copy of ``containers/run.sh``.
+
+    In an image the run's folder, NSD, the models and ``binds`` are bound at the same places, and
+    nothing else of the host is seen. ``threads`` bounds those of the numerical libraries, ``cache``
+    is the folder of Hugging Face weights.
+    """
+    words = ["bash", str(_script(ledger.out))]
+    environment = {}
+    if threads is not None:
+        environment = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "OPENBLAS", "MKL")}
+    if cache:
+        environment["HF_HOME"] = cache
+    for name, value in environment.items():
+        words += ["--env", f"{name}={value}"]
+    if not image:
+        return [*words, "--", sys.executable]
+    words += ["--image", str(image), *(["--nv"] if gpu else [])]
+    for path in [*_folders(ledger), *([cache] if cache else [])]:
+        words += ["--bind", str(path)]
+    for bind in binds:
+        words += ["--bind", bind]
+    return [*words, "--", "python"]
+
+
+def place_script(out: Path) -> None:
+    """Copy ``containers/run.sh`` into a run's folder, which all of a cluster's nodes see."""
+    script, source = _script(out), _run_sh()
+    if not script.exists() or script.read_bytes() != source.read_bytes():
+        with atomic(script) as partial:
+            shutil.copy(source, partial)
+
+
+def _script(out: Path) -> Path:
+    return out / "jobs" / "run.sh"
+
+
+def check_image(image: str | Path | None) -> None:
+    """Refuse what is not a SIF file here.
+
+    Raises
+    ------
+    UsageError
+        An address of a registry: an array must not pull it once a task.
+    DataError
+        No such file, or another kind of file.
+    """
+    if not image:
+        return
+    if "://" in str(image):
+        raise UsageError(
+            f"image {image}: pull it first (apptainer pull nsdcap.sif {image}), then give the file"
+        )
+    path, (offset, magic) = Path(image), SIF_MAGIC
+    try:
+        with path.open("rb") as file:
+            found = file.read(offset + len(magic))[offset:]
+    except OSError as error:
+        raise DataError(
+            f"image {path}: {error.strerror}; build it (containers/build.sh) or pull it"
+        ) from None
+    if found != magic:
+        raise DataError(f"image {path}: not an Apptainer image (SIF); build it or pull it anew")
+
+
+def visible_gpus() -> list[int]:
+    """Numbers of the GPUs that this process may use."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        names = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        return [int(name) for name in names if name.strip().isdigit()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return list(range(sum(line.startswith("GPU ") for line in done.stdout.splitlines())))
+
+
+def _folders(ledger: Ledger) -> list[Path]:
+    """The folders that a run reads and writes, none within another."""
+    settings = ledger.settings
+    found = [ledger.out, Path(settings.data.nsd_root).absolute()]
+    found += [Path(settings.data.annotations).absolute()] if settings.data.annotations else []
+    for name in ("blip", "diffusion", "clip"):
+        folder = Path(getattr(settings.models, name))
+        found += [folder.absolute()] if folder.is_dir() else []
+    return [
+        path
+        for number, path in enumerate(found)
+        if path not in found[:number]
+        and not any(path != other and path.is_relative_to(other) for other in found)
+    ]
+
+
+def _run_sh() -> Path:
+    """``containers/run.sh`` of the checkout, or of the installation."""
+    places = (
+        Path(__file__).resolve().parents[1] / "containers" / "run.sh",
+        Path(sysconfig.get_path("data")) / "share" / "nsdcap" / "run.sh",
+    )
+    for path in places:
+        if path.is_file():
+            return path
+    raise MissingError(f"run.sh: found neither {places[0]} nor {places[1]}; install nsdcap anew")

@@ -1,0 +1,295 @@
+"""What a run has handed to SLURM: a record of each array on disk, and what the queue says of it.
+
+The truth about a cell is its artefact. Records say which job was to make it, the queue how far that
+job is; both are hints, and everything goes on without accounting and after a job has left the queue.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from nsdcap.errors import NsdcapError, UsageError
+from nsdcap.paths import HOST, Cell, write_json
+
+ACTIVE = {
+    "CONFIGURING": "running", "COMPLETING": "running", "RUNNING": "running", "SIGNALING": "running",
+    "STAGE_OUT": "running", "STOPPED": "running", "SUSPENDED": "running",
+    "PENDING": "pending", "REQUEUED": "pending", "REQUEUE_HOLD": "pending", "REQUEUE_FED": "pending",
+    "RESIZING": "running", "SPECIAL_EXIT": "pending",
+}  # fmt: skip
+NEVER = "DependencyNeverSatisfied"  # a pending job's reason: it waits for what has failed
+
+
+class QueueError(NsdcapError):
+    """SLURM does not answer; nothing may be concluded about the jobs."""
+
+    exit_code = 69
+
+
+@dataclass(frozen=True)
+class Array:
+    """An array of tasks as it was submitted, or is about to be.
+
+    ``name`` is unique to it and the job's name in SLURM, by which it is found where the launcher
+    died before it could note ``job``. ``job`` "" if it is not known to have been submitted, ``held``
+    while its cells are not yet told what to wait for. Of each cell: ``tries``, this one counted, how
+    often it had failed for want of ``memory`` and ``time``, and the signature of what it is made from.
+    """
+
+    name: str
+    stage: str
+    cells: tuple[Cell, ...]
+    job: str = ""
+    held: bool = False
+    submitted: float = 0.0  # seconds since the epoch
+    tries: tuple[int, ...] = ()
+    memory: tuple[int, ...] = ()
+    time: tuple[int, ...] = ()
+    signatures: tuple[str, ...] = ()
+    resources: dict = field(default_factory=dict)
+
+    def element(self, index: int) -> str:
+        """The job id of a cell; an array of one is a plain job."""
+        return self.job if len(self.cells) == 1 else f"{self.job}_{index}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """The last job of a cell: the queue's ``state`` ("" if it no longer knows it) and ``reason``,
+    seconds it has ``left``, its log; ``tries`` so far and failures for want of memory or time before."""
+
+    cell: Cell
+    job: str
+    submitted: float
+    log: Path
+    state: str = ""
+    reason: str = ""
+    left: str = ""
+    node: str = ""
+    tries: int = 1
+    memory: int = 0
+    time: int = 0
+    signature: str = ""
+
+    @property
+    def word(self) -> str:
+        """running, pending, or "" for a job that has ended."""
+        return ACTIVE.get(self.state, "")
+
+
+def folder(out: Path) -> Path:
+    """Where the records of a run lie."""
+    return out / "jobs"
+
+
+def logs(out: Path) -> Path:
+    """submitit's folder: pickled tasks, and a log of each."""
+    return out / "log" / "slurm"
+
+
+def write(out: Path, array: Array) -> None:
+    """Put an array's record on disk; before it is submitted, and again with its job's id."""
+    cells = [[cell.stage, cell.subject, cell.layer] for cell in array.cells]
+    write_json(folder(out) / f"{array.name}.json", {**vars(array), "cells": cells})
+
+
+def read(out: Path) -> list[Array]:
+    """All records of a run, in the order of submission."""
+    found = []
+    for path in sorted(folder(out).glob("*.json")):
+        kept = json.loads(path.read_text())
+        kept["cells"] = tuple(Cell(*cell) for cell in kept["cells"])
+        for name in ("tries", "memory", "time", "signatures"):
+            kept[name] = tuple(kept[name])
+        found.append(Array(**kept))
+    return sorted(found, key=lambda array: (array.submitted, array.name))
+
+
+# --- what SLURM says ------------------------------------------------------------------------------
+
+
+def ask(*command: str, timeout: float = 60) -> str:
+    """The output of one of SLURM's commands.
+
+    Raises
+    ------
+    QueueError
+        It is not there, fails, or does not answer within ``timeout`` seconds.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    except FileNotFoundError:
+        raise QueueError(
+            f"{command[0]}: found no such command; is this a SLURM login node?"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise QueueError(f"{command[0]} has not answered in {timeout:.0f} s; try again") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+        raise QueueError(f"{' '.join(command[:2])}: {said[-1]}")
+    return done.stdout
+
+
+def queue() -> list[list[str]]:
+    """[element's id, state, reason, time left, node, name] of all the user's jobs that SLURM holds.
+
+    Ended jobs are held for the cluster's MinJobAge, five minutes by default.
+    """
+    text = ask("squeue", f"--user={getpass.getuser()}", "--states=all", "--noheader", "--array",
+               "--format=%i|%T|%r|%L|%N|%j")  # fmt: skip
+    return [line.split("|", 5) for line in text.splitlines() if line.count("|") >= 5]
+
+
+def accounted(ids: Iterable[str]) -> dict[str, str]:
+    """The state of jobs by sacct; empty where there is no accounting, or it is out of order."""
+    wanted = sorted({number.partition("_")[0] for number in ids})
+    if not wanted:
+        return {}
+    try:
+        text = ask("sacct", "--noheader", "--parsable2", "--allocations",
+                   f"--jobs={','.join(wanted)}", "--format=JobID,State", timeout=20)  # fmt: skip
+    except QueueError:
+        return {}
+    rows = (line.split("|") for line in text.splitlines() if "|" in line)
+    return {number: state.split(" ")[0] for number, state in rows}
+
+
+def tasks(
+    out: Path, rows: list[list[str]] | None, arrays: list[Array] | None = None
+) -> dict[Cell, Task]:
+    """The last job of every cell that was ever submitted; ``rows`` of ``queue``, None: not asked.
+
+    A job that the queue no longer holds is asked of accounting, in one call.
+    """
+    known = {row[0]: row for row in rows or []}
+    found: dict[Cell, Task] = {}
+    for array in read(out) if arrays is None else arrays:
+        if not array.job:
+            continue
+        for index, cell in enumerate(array.cells):
+            number = array.element(index)
+            state, reason, left, node = known.get(number, [number, "", "", "", ""])[1:5]
+            found[cell] = Task(
+                cell, number, array.submitted, logs(out) / f"{number}_0_log.err", state, reason,
+                left, node, array.tries[index], array.memory[index], array.time[index],
+                array.signatures[index],
+            )  # fmt: skip
+    return found
+
+
+# --- why a task ended -----------------------------------------------------------------------------
+
+# what ends a task: the queue's word, or what SLURM and the wrapper write at the end of its log
+_CAUSES = (
+    ("memory", ("OUT_OF_MEMORY",), r"oom[-_ ]kill|Out Of Memory|[Ee]xceeded (job )?memory limit"),
+    ("dependency", (), r"Incomplete: .* not done"),
+    ("time", ("TIMEOUT", "DEADLINE"), r"DUE TO TIME LIMIT|timed-out too many times"),
+    ("preempted", ("PREEMPTED",), r"DUE TO PREEMPTION"),
+    ("node", ("NODE_FAIL", "BOOT_FAIL"), r"DUE TO NODE FAILURE|NODE FAILURE"),
+    ("cancelled", ("CANCELLED",), r"CANCELLED AT"),
+)  # fmt: skip
+OWN_FAULT = (
+    "exception",
+    "memory",
+    "time",
+)  # it would end so again: only --retry-failed tries again
+
+
+def cause(task: Task, note: Path, state: str = "") -> tuple[str, str]:
+    """Why a job ended without a result: a word, and what is known of it.
+
+    exception, memory, time, preempted, node, cancelled, dependency, killed, or lost (nothing is known).
+    ``note`` is where a cell leaves its traceback; one that is older than the job tells of another.
+    ``state`` is accounting's word where the queue has none.
+    """
+    state = task.state or state
+    for word, states, _ in _CAUSES:
+        if state in states and word != "cancelled":
+            return word, state
+    if note.exists() and note.stat().st_mtime >= task.submitted:
+        last = (note.read_text().strip().splitlines() or ["no message"])[-1]
+        for word, _, pattern in _CAUSES[:3]:
+            if re.search(pattern, last) or (word == "memory" and "MemoryError" in last):
+                return word, last
+        return "exception", last
+    tail = log_tail(task.log)
+    lines = tail.strip().splitlines()
+    for word, _, pattern in _CAUSES:
+        told = [line for line in lines if re.search(pattern, line)]
+        if told:
+            return word, told[-1].strip()
+    if not tail and (state == "CANCELLED" or task.reason == NEVER):
+        return "dependency", "cancelled before it began: what it needs has failed, or by hand"
+    if state == "CANCELLED":
+        return "cancelled", state
+    if lines:
+        return "killed", lines[-1].strip()
+    return "lost", "it has left the queue without a result or a log"
+
+
+def log_tail(path: Path, size: int = 4000) -> str:
+    """The end of a log, "" where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def cancel(ids: Iterable[str]) -> None:
+    """scancel jobs and elements; those that have ended meanwhile are no error."""
+    wanted = list(ids)
+    for start in range(0, len(wanted), 500):
+        subprocess.run(["scancel", *wanted[start : start + 500]], capture_output=True, check=False)
+
+
+@contextmanager
+def submitting(out: Path) -> Iterator[None]:
+    """Only one process at a time submits a run.
+
+    Raises
+    ------
+    UsageError
+        Another one does; its host, process and time.
+    """
+    path = folder(out) / "lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mine = f"{HOST} {os.getpid()} {datetime.now().isoformat(timespec='seconds')}"
+    for _ in range(2):
+        try:
+            with path.open("x") as file:
+                file.write(mine)
+            break
+        except FileExistsError:
+            host, pid, since = [*path.read_text().split(), "?", "0", "?"][:3]
+            if host == HOST and not _alive(int(pid)):
+                path.unlink(missing_ok=True)  # it was killed
+                continue
+            raise UsageError(
+                f"{path}: process {pid} on {host} submits this run since {since}; wait for it, or remove "
+                "the file if that process is gone"
+            ) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,132 @@
+"""The options of the launcher, and the settings, executor, cluster and cells that they amount to."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nsdcap.errors import UsageError
+from nsdcap.paths import Cell
+
+if TYPE_CHECKING:
+    from nsdcap.config import Config
+    from nsdcap.site import Site
+
+STAGE_NAMES = (
+    "prepare", "features", "decode", "caption", "reconstruct", "kernel", "encode", "aggregate",
+)  # fmt: skip
+MINIATURE_OUT = Path("nsdcap-miniature")
+
+EPILOG = """\
+With neither --config nor --nsd-root the built-in miniature is made (in OUT/nsd) and run.
+Exit codes: 0 all done (slurm: all submitted), 1 a cell failed, 2 usage, 65 bad data, 69 SLURM or
+a file of the installation is not there, 75 incomplete.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m nsdcap.launch",
+        description="Captions and pictures from brain activity, and encoding models of the cortex.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--stage", default="all", choices=(*STAGE_NAMES, "all"), help="what to run (default: all)")
+    add("--config", type=Path, metavar="FILE.toml", help="settings; see a run's config.toml")
+    add("--preset", choices=("paper", "released"),
+        help="defaults of the paper or of its neighbour's code")  # fmt: skip
+    add("--set", action="append", default=[], metavar="KEY=VALUE",
+        help="one setting, as in decode.gain=cv")  # fmt: skip
+    add("--subjects", type=int, nargs="+", metavar="N", help="subjects, 1 to 8")
+    add("--layers", type=int, nargs="+", metavar="N",
+        help="BERT states to encode from, 0 the embeddings")  # fmt: skip
+    add("--nsd-root", type=Path,
+        help="the folder that holds nsddata/, nsddata_betas/, nsddata_stimuli/")  # fmt: skip
+    add("--out", type=Path, help=f"folder of the results (miniature: {MINIATURE_OUT})")
+    add("--executor", default="auto", choices=("auto", "inline", "local", "slurm"),
+        help="default: slurm where a site file is given and sbatch is there, else inline")  # fmt: skip
+    add("--site", type=Path, metavar="FILE.toml",
+        help="your cluster, as slurm/example.toml (default: the variable NSDCAP_SITE)")  # fmt: skip
+    add("--image", type=Path, metavar="IMAGE.sif",
+        help="run cells in this Apptainer image (local; slurm: in place of the site's)")  # fmt: skip
+    add("--jobs", type=int, default=2, metavar="N", help="cells at a time of --executor local")
+    add("--dry-run", action="store_true",
+        help="list cells, reasons, estimated cost, and what SLURM would be given; write nothing")  # fmt: skip
+    add("--force", action="store_true", help="also compute cells that are done")
+    add("--retry-failed", action="store_true",
+        help="slurm: also cells that failed by themselves, with more memory or time where needed")  # fmt: skip
+    return parser
+
+
+def choose_executor(options: argparse.Namespace) -> tuple[str, str]:
+    """Which executor runs the cells, and why that one.
+
+    Raises
+    ------
+    UsageError
+        An image that no executor would run.
+    """
+    wanted, site = options.executor, site_file(options)
+    if wanted == "auto":
+        if site is None:
+            found, why = "inline", "no site file is given (--site or NSDCAP_SITE)"
+        elif shutil.which("sbatch") is None:
+            found, why = "inline", f"site file {site}, but there is no sbatch on the PATH"
+        else:
+            found, why = "slurm", f"site file {site}, and sbatch is on the PATH"
+    else:
+        found, why = wanted, "by --executor"
+    if found == "inline" and options.image is not None:
+        raise UsageError("--image: cells of this process run where it runs; add --executor local")
+    return found, why
+
+
+def site_file(options: argparse.Namespace) -> Path | None:
+    """The site file, by option or by the environment."""
+    if options.site is not None:
+        return options.site
+    return Path(os.environ["NSDCAP_SITE"]) if os.environ.get("NSDCAP_SITE") else None
+
+
+def read_site(options: argparse.Namespace) -> Site:
+    """The cluster: its site file, or only what SLURM itself says; ``--image`` over its image."""
+    from dataclasses import replace
+
+    from nsdcap import site
+
+    file = site_file(options)
+    found = site.load(file) if file is not None else site.Site()
+    return replace(found, image=str(options.image.absolute())) if options.image else found
+
+
+def settle(options: argparse.Namespace, out: Path, miniature: bool) -> Config:
+    """The settings that the options, the file and the preset amount to."""
+    from nsdcap import config
+
+    given = list(options.set)
+    if options.nsd_root:
+        given.append(f"data.nsd_root={str(options.nsd_root.absolute())!r}")
+    if options.subjects:
+        given.append(f"data.subjects={options.subjects}")
+    if options.layers is not None:
+        given.append(f"encode.states={options.layers}")
+    file = options.config
+    if miniature:
+        from nsdcap import miniature as built_in
+
+        file = built_in.SETTINGS
+        given = [*built_in.places(out / "nsd"), *given]
+    return config.load(file, options.preset, tuple(given))
+
+
+def chosen_cells(stage: str, settings: Config) -> list[Cell]:
+    """The cells of a stage, or of all in the order of the table."""
+    from nsdcap.stages import STAGES
+
+    names = STAGE_NAMES if stage == "all" else (stage,)
+    return [cell for name in names for cell in STAGES[name].cells(settings)]

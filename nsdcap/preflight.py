@@ -1,0 +1,57 @@
+"""What is refused before any work, and the folder of a run made ready."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from nsdcap.config import Config
+from nsdcap.errors import DataError, UsageError
+
+
+def preflight(settings: Config) -> None:
+    """Refuse what can be seen to be wrong before any work: missing sessions, folders that are none.
+
+    Raises
+    ------
+    DataError
+        Names the setting or file, what was found, and what to do.
+    """
+    from nsdcap.cells import open_nsd, sessions_of
+
+    nsd = open_nsd(settings)
+    for subject in settings.data.subjects:
+        for session in sessions_of(settings, nsd, subject):
+            nsd.betas_file(subject, session)
+    for model in ("blip", "diffusion", "clip"):
+        where = getattr(settings.models, model)
+        if not where:
+            raise UsageError(f"models.{model} is empty: give a Hugging Face folder or a hub id")
+        if where.startswith(("/", ".", "~")) and not Path(where).is_dir():
+            raise DataError(
+                f"models.{model} = {where!r}: there is no such folder; mend the setting"
+            )
+
+
+def write_settings(settings: Config, out: Path) -> None:
+    """Put the settings beside the results."""
+    from nsdcap import config
+    from nsdcap.paths import atomic, config_file
+
+    text, file = config.dump(settings), config_file(out)
+    make_folder(out)
+    if not file.exists() or file.read_text() != text:
+        with atomic(file) as partial:
+            partial.write_text(text)
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder of the results, and try that it can be written."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--out {out}: cannot be written ({error.strerror}); name another folder"
+        ) from None

@@ -1,0 +1,75 @@
+"""What SLURM is asked for an array of cells, as submitit takes it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nsdcap import containers
+from nsdcap.cells import Ledger
+from nsdcap.cost import estimate
+from nsdcap.errors import UsageError
+from nsdcap.jobs import Array
+from nsdcap.paths import Cell
+from nsdcap.site import Resources, Site, resources
+
+
+def check_path(out: Path) -> None:
+    """Refuse a folder whose name SLURM would change in the names of its logs.
+
+    Raises
+    ------
+    UsageError
+        A %, a backslash or a line break.
+    """
+    wrong = [sign for sign in ("%", "\\", "\n") if sign in str(out)]
+    if wrong:
+        raise UsageError(
+            f"--out {str(out)!r}: SLURM reads {wrong[0]!r} in the path of a log as a sign of its own; give "
+            "another folder, or a symbolic link with a plain name to this one"
+        )
+
+
+def needed_resources(
+    ledger: Ledger, site: Site
+) -> Callable[[str, list[Cell], int, int], Resources]:
+    """A function of a stage, its cells, and how often they failed for want of memory and of time."""
+
+    def needed(stage: str, cells: list[Cell], memory: int, late: int) -> Resources:
+        costs = [estimate(cell, ledger) for cell in cells]
+        return resources(stage, costs, site, memory=memory, time=late)
+
+    return needed
+
+
+def parameters(
+    site: Site, array: Array, needed: Resources, dependency: str, held: bool
+) -> dict[str, Any]:
+    """What submitit's SlurmExecutor is given for an array."""
+    extra: dict[str, Any] = {"kill-on-invalid-dep": "yes", "requeue": True, **needed.extra}
+    if held:
+        extra["hold"] = True
+    given = {
+        "job_name": array.name, "time": needed.time_minutes, "mem": f"{needed.memory_gb}GB",
+        "cpus_per_task": needed.cpus, "partition": needed.partition, "account": needed.account,
+        "qos": needed.qos, "constraint": needed.constraint, "gres": needed.gres,
+        "gpus_per_node": 0 if needed.gres else needed.gpus, "dependency": dependency,
+        "setup": list(site.setup), "srun_args": ["--cpus-per-task", str(needed.cpus)],
+    }  # fmt: skip
+    return {
+        **{name: value for name, value in given.items() if value},
+        "nodes": 1, "ntasks_per_node": 1, "signal_delay_s": site.signal_seconds,
+        "array_parallelism": needed.parallel or len(array.cells), "additional_parameters": extra,
+    }  # fmt: skip
+
+
+def python(ledger: Ledger, site: Site, needed: Resources) -> str:
+    """The shell's words for a task's Python."""
+    return shlex.join(
+        containers.command(
+            ledger, site.image, gpu=site.nv and needed.has_gpu, threads=needed.cpus,
+            binds=site.binds, cache=site.cache,
+        )
+    )  # fmt: skip

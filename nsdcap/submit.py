@@ -1,0 +1,240 @@
+"""Hand a run to SLURM: one array a stage, each cell waiting for just the cells that it needs."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nsdcap import jobs, plan
+from nsdcap.cells import Ledger
+from nsdcap.errors import NsdcapError
+from nsdcap.jobs import Array
+from nsdcap.paths import Cell
+from nsdcap.site import Resources, Site
+from nsdcap.stages import STAGES
+from nsdcap.survey import survey
+
+# array, resources, dependency, to be held or not -> the job's id
+HandOver = Callable[[Array, Resources, str, bool], str]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An array that is ready to be submitted, and what its cells wait for."""
+
+    array: Array
+    resources: Resources
+    needs: list[plan.Need]
+
+
+def settle(
+    ledger: Ledger, cells: Sequence[Cell], rows: list[list[str]] | None, site: Site,
+    retry_failed: bool,
+) -> tuple[plan.Plan, dict[Cell, plan.Known]]:  # fmt: skip
+    """The plan for ``cells`` and how they, and all that they need, stand."""
+    inputs = {cell: STAGES[cell.stage].inputs(cell, ledger.settings) for cell in cells}
+    every = dict.fromkeys([*cells, *(other for found in inputs.values() for other in found)])
+    known = survey(ledger, every, rows)
+    found = plan.make(
+        cells, known, inputs.__getitem__, retry_failed=retry_failed, retries=site.retries
+    )
+    return found, known
+
+
+def arrays(
+    ledger: Ledger, found: plan.Plan, known: dict[Cell, plan.Known], site: Site,
+    resources: Callable[[str, list[Cell], int, int], Resources], limit: int,
+) -> list[Planned]:  # fmt: skip
+    """The arrays of a plan, in the order of submission, each of at most ``limit`` cells.
+
+    ``resources(stage, cells, memory, time)`` are those of cells that failed so often for want of
+    memory or of time; cells of a stage that differ in that are in arrays of their own.
+    """
+    missing = {cell for cell in (*found.submit, *found.kept)}
+    now, token = time.time(), secrets.token_hex(3)
+    made: list[Planned] = []
+    groups: dict[tuple[str, int, int], list[Cell]] = {}
+    for cell in found.submit:
+        memory, late = _shortages(known[cell])
+        groups.setdefault((cell.stage, memory, late), []).append(cell)
+    for (stage, memory, late), members in groups.items():
+        for part in plan.chunks(members, limit):
+            array = Array(
+                f"nsdcap-{stage}-{token}{len(made):02d}", stage, tuple(part), "", False, now,
+                tuple(1 + _tries(known[cell]) for cell in part), (memory,) * len(part),
+                (late,) * len(part), tuple(ledger.depends(cell)["signature"] for cell in part),
+            )  # fmt: skip
+            needs = plan.needs(
+                part,
+                lambda cell: [
+                    other
+                    for other in STAGES[cell.stage].inputs(cell, ledger.settings)
+                    if other in missing
+                ],
+            )
+            made.append(Planned(array, resources(stage, part, memory, late), needs))
+    return made
+
+
+def _tries(known: plan.Known) -> int:
+    """How often a cell has been tried as it is now."""
+    return known.task.tries if known.task is not None and known.word == "failed" else 0
+
+
+def _shortages(known: plan.Known) -> tuple[int, int]:
+    """How often it failed for want of memory and of time, its last job counted."""
+    task = known.task
+    if task is None or known.outdated:
+        return 0, 0
+    return task.memory + (known.cause == "memory"), task.time + (known.cause == "time")
+
+
+def submit(
+    ledger: Ledger, cells: Sequence[Cell], site: Site, hand_over: HandOver,
+    resources: Callable[[str, list[Cell], int, int], Resources], *,
+    retry_failed: bool = False, force: bool = False,
+) -> int:  # fmt: skip
+    """Submit what is neither done nor on its way, and say what was done; returns the exit code.
+
+    No process needs to stay: each job waits for those that it needs. An array is recorded before it is
+    submitted and after, so that a launcher that dies leaves nothing that the next one does not find.
+
+    Raises
+    ------
+    NsdcapError
+        SLURM does not answer or refuses an array; what was submitted before goes on, and the
+        same command goes on where this one stopped.
+    """
+    out = ledger.out
+    with jobs.submitting(out):
+        rows = jobs.queue()
+        recover(out, rows)
+        if force:
+            for cell in cells:
+                ledger.forget(cell)
+        found, known = settle(ledger, cells, rows, site, retry_failed)
+        withdrawn = [known[cell].task for cell in found.withdraw]
+        jobs.cancel(task.job for task in withdrawn if task is not None)
+        ready = arrays(ledger, found, known, site, resources, array_limit(site))
+        tasks = [known[cell].task for cell in found.kept]
+        hand_all(out, ready, hand_over, {task.cell: task.job for task in tasks if task is not None})
+    return _tell(found, ready, out)
+
+
+def hand_all(out: Path, ready: list[Planned], hand_over: HandOver, kept: dict[Cell, str]) -> None:
+    """Submit arrays in their order; ``kept`` are the jobs of cells that are on their way already.
+
+    Raises
+    ------
+    NsdcapError
+        SLURM refuses one; it and those after it are not submitted.
+    """
+    where, base = dict(kept), dict(kept)
+    for number, planned in enumerate(ready):
+        try:
+            _hand_over(out, planned, hand_over, where, base)
+        except NsdcapError as error:
+            left = sum(len(other.array.cells) for other in ready[number:])
+            raise type(error)(
+                f"{error}\n{len(base) - len(kept)} cells are submitted and go on, {left} are not; mend that, "
+                "then give the same command"
+            ) from None
+
+
+def _hand_over(
+    out: Path, planned: Planned, hand_over: HandOver, where: dict[Cell, str], base: dict[Cell, str]
+) -> None:
+    """Submit one array; ``where`` and ``base`` are each cell's own job id and its array's."""
+    word = "afterany" if planned.array.stage == "aggregate" else "afterok"
+
+    def after(ids: Iterable[str]) -> str:
+        found = dict.fromkeys(ids)
+        return ":".join([word, *found]) if found else ""
+
+    # cells that do not all wait for the same are held until each waits for its own: if an array waited
+    # for all that any of them needs, one failure would cancel all of it
+    array = replace(planned.array, held=len(planned.needs) > 1)
+    jobs.write(out, array)
+    on = [] if array.held else planned.needs[0].on
+    number = hand_over(array, planned.resources, after(base[cell] for cell in on), array.held)
+    array = replace(array, job=number)
+    jobs.write(out, array)
+    for index, cell in enumerate(array.cells):
+        where[cell], base[cell] = array.element(index), number
+    if array.held:
+        for need in planned.needs:
+            elements = f"JobId={number}_[{','.join(map(str, need.indices))}]"
+            own = after(where[cell] for cell in need.on)
+            jobs.ask("scontrol", "update", elements, f"Dependency={own}")
+        jobs.ask("scontrol", "release", number)
+        jobs.write(out, replace(array, held=False))
+
+
+def recover(out: Path, rows: list[list[str]]) -> None:
+    """Settle the arrays whose launcher died before it was done with them.
+
+    One whose job was not noted, but which SLURM knows by name, is taken over if it is not held and its
+    tasks are all on disk, and else cancelled; one that SLURM does not know was not submitted. The record
+    of what was cancelled or not submitted is removed.
+    """
+    by_name = {row[5]: row[0].partition("_")[0] for row in rows}
+    for array in jobs.read(out):
+        if array.job and not array.held:
+            continue
+        number = array.job or by_name.get(array.name, "")
+        found = replace(array, job=number)
+        pickles = [
+            jobs.logs(out) / f"{found.element(index)}_submitted.pkl"
+            for index in range(len(array.cells))
+        ]
+        if number and not array.held and all(path.exists() for path in pickles):
+            jobs.write(out, found)
+            continue
+        if number:
+            jobs.cancel([number])
+        (jobs.folder(out) / f"{array.name}.json").unlink()
+
+
+def array_limit(site: Site) -> int:
+    """Most tasks in one array: the site's, or the cluster's MaxArraySize."""
+    if site.max_array:
+        return site.max_array
+    for line in jobs.ask("scontrol", "show", "config").splitlines():
+        name, _, value = line.partition("=")
+        if name.strip() == "MaxArraySize":
+            return max(1, int(value))
+    return 1000
+
+
+def _tell(found: plan.Plan, ready: list[Planned], out: Path) -> int:
+    """Say what was submitted and what was not, and why."""
+    numbers = {array.name: array.job for array in jobs.read(out)}
+    for planned in ready:
+        array = planned.array
+        print(f"  {array.stage:12}job {numbers[array.name]}, {len(array.cells)} tasks")
+    print(
+        f"{len(found.submit)} cells submitted, {len(found.kept)} on their way before, "
+        f"{len(found.done)} done before"
+    )
+    if found.refused:
+        for cause, count in Counter(state.cause for state in found.refused).items():
+            print(f"{count} cells failed ({cause}) and are not tried again", file=sys.stderr)
+        first = found.refused[0]
+        log = f"; see {first.task.log}" if first.task else ""
+        print(
+            f"  {first.cell}: {first.reason}{log}\n  mend the cause, then add --retry-failed (more memory or "
+            "time is asked for where that was it)",
+            file=sys.stderr,
+        )
+    for cell, lacking in found.blocked[:6]:
+        names = ", ".join(map(str, lacking[:3])) + (", ..." if len(lacking) > 3 else "")
+        print(f"  {cell}: not submitted, it needs {names}", file=sys.stderr)
+    if len(found.blocked) > 6:
+        print(f"  ... {len(found.blocked)} such cells", file=sys.stderr)
+    print(f"python -m nsdcap.status {out}")
+    return 1 if found.refused else 75 if found.blocked else 0

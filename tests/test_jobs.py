@@ -1,0 +1,144 @@
+"""Records of jobs, and why a task ended, by logs as SLURM 22.05 writes them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from nsdcap import jobs
+from nsdcap.errors import UsageError
+from nsdcap.jobs import Array, Task
+from nsdcap.paths import Cell
+
+CELLS = (Cell("encode", 1), Cell("encode", 1, 3))
+ARRAY = Array(
+    "nsdcap-encode-a", "encode", CELLS, "", False, 5.0, (1, 2), (0, 1), (0, 0), ("x", "y")
+)
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    jobs.write(tmp_path, ARRAY)
+    assert jobs.read(tmp_path) == [ARRAY]
+    jobs.write(tmp_path, replace(ARRAY, job="41", resources={"cpus": 2}))
+    assert jobs.read(tmp_path) == [replace(ARRAY, job="41", resources={"cpus": 2})]
+
+
+def test_the_last_job_of_a_cell_counts_and_one_without_a_job_does_not(tmp_path):
+    jobs.write(tmp_path, replace(ARRAY, job="41"))
+    again = Array(
+        "nsdcap-encode-b", "encode", CELLS[:1], "50", False, 9.0, (2,), (0,), (0,), ("x",)
+    )
+    jobs.write(tmp_path, again)
+    jobs.write(tmp_path, replace(ARRAY, name="nsdcap-encode-c", submitted=10.0))
+    rows = [
+        ["41_0", "RUNNING", "None", "1:00", "n1", "a"],
+        ["50", "PENDING", "Priority", "", "", ""],
+    ]
+    found = jobs.tasks(tmp_path, rows)
+    assert (found[CELLS[0]].job, found[CELLS[0]].word) == ("50", "pending")
+    assert (found[CELLS[1]].job, found[CELLS[1]].word) == ("41_1", "")
+    assert found[CELLS[1]].tries == 2
+    assert found[CELLS[1]].log == tmp_path / "log" / "slurm" / "41_1_0_log.err"
+
+
+LOGS = {
+    "memory": "slurmstepd-n2: error: StepId=311.0 exceeded memory limit (421801984 > 314572800), being "
+    "killed\nslurmstepd-n2: error: Exceeded job memory limit\nslurmstepd-n2: error: *** STEP 311.0 ON n2 "
+    "CANCELLED AT 2026-11-24T05:57:32 ***\nsrun: error: n2: task 0: Killed",
+    "memory ": "slurmstepd: error: Detected 1 oom_kill event in StepId=311.0. Some of the step tasks have "
+    "been OOM Killed.",
+    "time": "slurmstepd-n2: error: *** STEP 312.0 ON n2 CANCELLED AT 2026-11-24T05:57:32 DUE TO TIME LIMIT ***",
+    "preempted": "slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026-11-24T05:57:32 DUE TO PREEMPTION ***",
+    "node": "slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026-11-24T05:57:32 DUE TO NODE FAILURE, SEE "
+    "SLURMCTLD LOG FOR DETAILS ***",
+    "cancelled": "slurmstepd-n3: error: *** JOB 317 ON n3 CANCELLED AT 2026-11-24T05:57:32 ***\n"
+    "srun: error: n3: task 0: Killed",
+    "killed": "nsdcap: the task ended with exit status 137 (signal KILL)\nsrun: error: n1: task 0: "
+    "Exited with exit code 137",
+    "dependency": "nsdcap.cells.Incomplete: decode subj01 needs 1 cells that are not done: prepare subj01; "
+    "run their stages first, or --stage all",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", LOGS)
+def test_the_cause_is_read_off_the_log_where_the_queue_has_forgotten(tmp_path, word):
+    log = tmp_path / "log.err"
+    log.write_text("chatter\n" + LOGS[word] + "\n")
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, log), tmp_path / "note")[0] == word.strip()
+
+
+@pytest.mark.parametrize(
+    ("state", "word"),
+    [
+        ("OUT_OF_MEMORY", "memory"),
+        ("TIMEOUT", "time"),
+        ("NODE_FAIL", "node"),
+        ("PREEMPTED", "preempted"),
+    ],
+)
+def test_the_queues_word_goes_first(tmp_path, state, word):
+    log = tmp_path / "log.err"
+    log.write_text(LOGS["cancelled"])
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, log, state), tmp_path / "note")[0] == word
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, log), tmp_path / "note", state)[0] == word
+
+
+def test_a_cells_own_note_tells_of_an_exception_unless_it_is_older_than_the_job(tmp_path):
+    note, log = tmp_path / "note", tmp_path / "log.err"
+    note.write_text("signature\nTraceback\nValueError: found 3, expected 4\n")
+    log.write_text("srun: error: n1: task 0: Exited with exit code 1\n")
+    before, after = note.stat().st_mtime - 5, note.stat().st_mtime + 5
+    told = jobs.cause(Task(CELLS[0], "9", before, log), note)
+    assert told == ("exception", "ValueError: found 3, expected 4")
+    assert jobs.cause(Task(CELLS[0], "9", after, log), note)[0] == "killed"
+    note.write_text(
+        "signature\nTraceback\nnumpy._core._exceptions._ArrayMemoryError: Unable to allocate\n"
+    )
+    assert jobs.cause(Task(CELLS[0], "9", before, log), note)[0] == "memory"
+    note.write_text(
+        "s\nT\nsubmitit.core.utils.UncompletedJobError: Job not requeued because: timed-out too many times.\n"
+    )
+    assert jobs.cause(Task(CELLS[0], "9", before, log), note)[0] == "time"
+
+
+def test_a_job_that_never_began_was_cancelled_for_its_inputs(tmp_path):
+    task = Task(CELLS[0], "9", 0.0, tmp_path / "none", "CANCELLED", jobs.NEVER)
+    assert jobs.cause(task, tmp_path / "note")[0] == "dependency"
+    assert jobs.cause(replace(task, state="", reason=""), tmp_path / "note")[0] == "lost"
+
+
+def test_only_one_process_submits_a_run(tmp_path):
+    told = f"process {os.getpid()} on .* submits this run since"
+    with (
+        jobs.submitting(tmp_path),
+        pytest.raises(UsageError, match=told),
+        jobs.submitting(tmp_path),
+    ):
+        pass
+    with jobs.submitting(tmp_path):  # and it let go
+        pass
+
+
+def test_a_lock_of_a_process_that_is_gone_is_taken_over(tmp_path):
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
+    )
+    lock = tmp_path / "jobs" / "lock"
+    lock.parent.mkdir()
+    lock.write_text(f"{jobs.HOST} {gone.stdout.strip()} 2026-01-01T00:00:00")
+    with jobs.submitting(tmp_path):
+        assert str(os.getpid()) in lock.read_text()
+    lock.write_text("another-host 1 2026-01-01T00:00:00")
+    with pytest.raises(UsageError, match="process 1 on another-host"), jobs.submitting(tmp_path):
+        pass
+
+
+def test_a_command_that_is_not_there_is_told_in_one_sentence():
+    with pytest.raises(jobs.QueueError, match="no-such-command: found no such command"):
+        jobs.ask("no-such-command")
+    with pytest.raises(jobs.QueueError, match="false"):
+        jobs.ask("false")
