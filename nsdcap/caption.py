@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -77,9 +78,12 @@ def _written(blip: Blip, latents: np.ndarray, arm: str, cell: Cell, out: Path) -
     texts: list[str] = []
     for rows in blocks(len(latents), blip.batch):
         name = f"{arm}_{rows.start}-{rows.stop}"
-        found = kept(out, cell, name, lambda part=latents[rows]: {"texts": blip.captions(part)})
-        texts += found["texts"].tolist()
+        texts += kept(out, cell, name, partial(_batch, blip, latents[rows]))["texts"].tolist()
     return texts
+
+
+def _batch(blip: Blip, latents: np.ndarray) -> dict[str, list[str]]:
+    return {"texts": blip.captions(latents)}
 
 
 def shuffled_mean(similar: np.ndarray, seed: int, n_shuffles: int = 1000) -> tuple[float, float]:

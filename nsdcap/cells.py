@@ -13,10 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nsdcap import __version__, config
+from nsdcap import __version__, config, parts
 from nsdcap.config import Config
 from nsdcap.errors import DataError, NsdcapError
-from nsdcap.parts import begin, forget
 from nsdcap.paths import Cell, artefact, atomic, config_file, failure, sidecar, write_json
 from nsdcap.stages import STAGES
 
@@ -108,6 +107,7 @@ class Ledger:
     def forget(self, cell: Cell) -> None:
         """Let a cell count as not done; its result stays until there is a new one."""
         sidecar(self.out, cell).unlink(missing_ok=True)
+        parts.forget(self.out, cell)
 
     def run(self, cell: Cell, force: bool = False) -> str:
         """Compute a cell unless it is done; returns "done" or "skipped".
@@ -121,7 +121,7 @@ class Ledger:
             An input is not done.
         """
         if not force and self.state(cell).word == "done":
-            forget(self.out, cell)  # what a kill between the last two steps left
+            parts.forget(self.out, cell)  # what a kill between the last two steps left
             return "skipped"
         gaps = [
             str(other)
@@ -138,7 +138,7 @@ class Ledger:
         beside, note = sidecar(self.out, cell), failure(self.out, cell)
         try:
             function = getattr(importlib.import_module(module), name)
-            if before := begin(self.out, cell, self.depends(cell)["signature"], force):
+            if before := parts.begin(self.out, cell, self.depends(cell)["signature"], force):
                 print(f"{cell}: goes on after {before} finished parts", flush=True)
             with atomic(artefact(self.out, cell)) as target:
                 function(cell, self.settings, self.nsd, self.out, target)
@@ -154,7 +154,7 @@ class Ledger:
              "depends": self.depends(cell)},
         )  # fmt: skip
         note.unlink(missing_ok=True)
-        forget(self.out, cell)
+        parts.forget(self.out, cell)
         return "done"
 
     def _files(self, cell: Cell) -> dict[str, str]:

@@ -56,19 +56,21 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
     with h5py.File(target, "w") as file:
         if cell.layer is None:
             _write(file, "z_v", kept(out, cell, "z_v", lambda: _z_v(cell, responses, config, out)))
-            cls = [z_v_cls(out, subject, ids) for subject, ids in _both(cell.subject, responses)]
-            found = kept(out, cell, "z_v_cls", lambda: solve_features(*cls, responses, config))
-            _write(file, "z_v_cls", found)
+            cls, cls_test = (
+                z_v_cls(out, subject, ids) for subject, ids in _both(cell.subject, responses)
+            )
+            solve = partial(solve_features, cls, cls_test, responses, config)
+            _write(file, "z_v_cls", kept(out, cell, "z_v_cls", solve))
             return
         spaces = []
         for phase, name in enumerate(PHASES):
-            z_b = [
+            z_b, z_b_test = (
                 read_z_b(out, subject, ids, cell.layer, phase)
                 for subject, ids in _both(cell.subject, responses)
-            ]
-            solve = partial(solve_features, *z_b, responses, config)
+            )
+            solve = partial(solve_features, z_b, z_b_test, responses, config)
             _write(file, f"z_B_{name}", kept(out, cell, f"z_B_{name}", solve))
-            spaces.append(varying(*z_b, config))
+            spaces.append(varying(z_b, z_b_test, config))
         joint = kept(out, cell, "joint", lambda: _joint(cell, spaces, responses, config, out))
         for name in PHASES:
             own = {k.partition("/")[2]: v for k, v in joint.items() if k.startswith(f"{name}/")}
@@ -145,12 +147,16 @@ def _joint(
         read_bases(cell.subject, config, out), spaces, responses.data, responses.folds,
         config.ridge.alphas, config.encode.ratios, config.encode.block,
     )  # fmt: skip
-    maps = {}
+    maps: Maps = {}
     for name, fit in zip(PHASES, joint, strict=True):
         own = _maps(fit, responses, config)
         own["ratio"] = np.asarray(config.encode.ratios, dtype="f4")[fit.ratio_index]
         gains = stats.gain_r2(
-            fit.predictions, single.predictions, responses.test, config.encode.bootstraps, config.seed
+            fit.predictions,
+            single.predictions,
+            responses.test,
+            config.encode.bootstraps,
+            config.seed,
         )
         for key, values in zip(("gain", "gain_low", "gain_high"), gains, strict=True):
             own[key] = values.astype("f4")

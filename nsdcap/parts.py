@@ -44,8 +44,15 @@ def found(out: Path, cell: Cell, name: str) -> dict[str, np.ndarray] | None:
 def keep(out: Path, cell: Cell, name: str, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Write a part, whole or not at all, and give it back."""
     arrays = {key: np.asarray(value, order="C") for key, value in values.items()}
-    with atomic(_file(out, cell, name)) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
+    for last in (False, True):
+        try:
+            with atomic(_file(out, cell, name)) as partial, partial.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+        except FileNotFoundError:  # another run of this cell has just removed the folder
+            if last:
+                raise
+        else:
+            break
     return arrays
 
 
