@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ from nsdcap.config import Config
 from nsdcap.decode import read_latent
 from nsdcap.features import open_features, rows_of
 from nsdcap.nsd import NSD
+from nsdcap.parts import kept
 from nsdcap.paths import Cell, artefact, write_json
 from nsdcap.ridge import blocks
 from nsdcap.score import Clip
@@ -28,16 +30,19 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     pictures that resemble each other flatter. ``clip`` is each caption's cosine with the shown picture,
     ``clip_chance`` the mean and sd of its mean over shuffled pictures.
 
+    A part is kept of each ``models.batch`` captions from the brain.
     Memory: the test pictures' z_v three times and ``ridge.block`` of their targets.
     """
     with h5py.File(artefact(out, Cell("decode", cell.subject)), "r") as file:
         ids = file["nsd_id"][:]
     blip = Blip(config.models, config.caption)
     decoded = read_latent(out, cell.subject, "z_v", config)
+    with_gain = read_latent(out, cell.subject, "z_v", config, gain="cv")
     captions = {
-        "brain": blip.captions(decoded),
-        "brain_gain": blip.captions(read_latent(out, cell.subject, "z_v", config, gain="cv")),
+        "brain": _written(blip, decoded, "brain", cell, out),
+        "brain_gain": _written(blip, with_gain, "brain_gain", cell, out),
     }
+    del with_gain
     with open_features(out, None) as shared:
         captions["picture"] = list(shared["caption"].asstr()[:][rows_of(shared, ids)])
     with open_features(out, cell.subject) as own:
@@ -66,6 +71,19 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
             },
         },
     )
+
+
+def _written(blip: Blip, latents: np.ndarray, arm: str, cell: Cell, out: Path) -> list[str]:
+    """Captions from latents (n, tokens, width), kept batch by batch."""
+    texts: list[str] = []
+    for rows in blocks(len(latents), blip.batch):
+        name = f"{arm}_{rows.start}-{rows.stop}"
+        texts += kept(out, cell, name, partial(_batch, blip, latents[rows]))["texts"].tolist()
+    return texts
+
+
+def _batch(blip: Blip, latents: np.ndarray) -> dict[str, list[str]]:
+    return {"texts": blip.captions(latents)}
 
 
 def shuffled_mean(similar: np.ndarray, seed: int, n_shuffles: int = 1000) -> tuple[float, float]:

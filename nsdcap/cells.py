@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nsdcap import __version__, config
+from nsdcap import __version__, config, parts
 from nsdcap.config import Config
 from nsdcap.errors import DataError, NsdcapError
 from nsdcap.paths import (
@@ -140,9 +140,13 @@ class Ledger:
     def forget(self, cell: Cell) -> None:
         """Let a cell count as not done; its result stays until there is a new one."""
         sidecar(self.out, cell).unlink(missing_ok=True)
+        parts.forget(self.out, cell)
 
     def run(self, cell: Cell, force: bool = False) -> str:
         """Compute a cell unless it is done; returns "done" or "skipped".
+
+        One that was stopped before goes on after its finished parts, see ``parts``; with ``force`` it
+        begins anew.
 
         Raises
         ------
@@ -150,6 +154,7 @@ class Ledger:
             An input is not done.
         """
         if not force and self.state(cell).word == "done":
+            parts.forget(self.out, cell)  # what a kill between the last two steps left
             return "skipped"
         gaps = [str(s.cell) for s in self.states(self.inputs(cell)) if s.word != "done"]
         if gaps:
@@ -162,6 +167,8 @@ class Ledger:
         beside, note = sidecar(self.out, cell), failure(self.out, cell)
         try:
             function = getattr(importlib.import_module(module), name)
+            if before := parts.begin(self.out, cell, self.depends(cell)["signature"], force):
+                print(f"{cell}: goes on after {before} finished parts", flush=True)
             with atomic(artefact(self.out, cell)) as target:
                 function(cell, self.settings, self.nsd, self.out, target)
         except Exception:
@@ -176,6 +183,7 @@ class Ledger:
              "depends": self.depends(cell)},
         )  # fmt: skip
         note.unlink(missing_ok=True)
+        parts.forget(self.out, cell)
         return "done"
 
     def _of_all_layers(self, cell: Cell) -> tuple[dict[str, Any], str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
@@ -12,9 +15,10 @@ from nsdcap.decode_bases import DecodeBases, decode_bases
 from nsdcap.devices import array_library
 from nsdcap.features import open_features, rows_of
 from nsdcap.folds import grouped_folds
+from nsdcap.parts import found, keep, kept
 from nsdcap.paths import Cell, artefact
 from nsdcap.ridge import edge_share, edge_warning
-from nsdcap.ridge_decode import choose_form, decode_cv
+from nsdcap.ridge_decode import DecodedBlock, choose_form, decode_cv
 
 LATENTS = ("z_v", "c", "z")
 
@@ -27,7 +31,8 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
     ``cv_r2`` (n_targets,); attributes ``gain`` (see ``with_gain``), ``edge_share``, ``alphas``,
     ``shape``. And ``nsd_id`` (n_test,).
 
-    Memory: voxels of the training trials, twice, and ``ridge.block`` targets of the pictures.
+    Memory: voxels of the training trials, twice, and ``ridge.block`` targets of the pictures, of which
+    a part is kept.
     """
     with h5py.File(artefact(out, Cell("prepare", cell.subject)), "r") as prepared:
         stream = prepared["stream"][:]
@@ -45,17 +50,25 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
         file["nsd_id"] = test_ids
         picture = rows_of(features, trial_ids)
         bases: dict[tuple[str, ...], DecodeBases] = {}
-        for name in LATENTS:
-            roi = getattr(config.roi, name)
-            voxels = np.isin(stream, [STREAMS.index(part) + 1 for part in roi])
+
+        def factorised(roi: tuple[str, ...], voxels: np.ndarray) -> DecodeBases:
             if roi not in bases:  # latents of one ROI share its factorisations
                 bases.clear()  # before the next ones are there
                 bases[roi] = decode_bases(
                     xp.asarray(train[:, voxels]), picture, xp.asarray(test[:, voxels]), folds,
                     len(features["nsd_id"]),
                 )  # fmt: skip
+            return bases[roi]
+
+        for name in LATENTS:
+            roi = getattr(config.roi, name)
+            voxels = np.isin(stream, [STREAMS.index(part) + 1 for part in roi])
             group = file.create_group(name)
-            _decode_one(group, name, bases[roi], features[name], config)
+            alphas = getattr(config.decode, f"{name}_alphas") or config.ridge.alphas
+            solved = _solved(
+                cell, name, partial(factorised, roi, voxels), features[name], alphas, config, out
+            )
+            _write(group, solved, len(test_ids), features[name], alphas)
             print(
                 f"{cell}: {name} from {voxels.sum()} voxels, {group.attrs['n_targets']} targets, gain "
                 f"{group.attrs['gain']:.2f}, penalty at the grid's edge for "
@@ -63,25 +76,61 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
             )
 
 
-def _decode_one(
-    group: h5py.Group, name: str, bases: DecodeBases, latents: h5py.Dataset, config: Config
-) -> None:
-    """One latent: predict the test pictures, and write block by block."""
-    n_targets = latents.shape[1]
-    predicted = group.create_dataset("predicted", (bases.whole.out.shape[0], n_targets), "f4")
-    mean = group.create_dataset("mean", n_targets, "f4")
-    index = np.zeros(n_targets, dtype=int)
-    cv_r2 = np.zeros(n_targets, dtype=np.float32)
-    alphas = getattr(config.decode, f"{name}_alphas") or config.ridge.alphas
-    sums = np.zeros(2)
+def _solved(
+    cell: Cell, name: str, factorised: Callable[[], DecodeBases], latents: h5py.Dataset,
+    alphas: tuple[float, ...], config: Config, out: Path,
+) -> Iterator[DecodedBlock]:  # fmt: skip
+    """Blocks of one latent, each kept as a part; where all are there, nothing is factorised."""
+
+    def finished(part: slice) -> DecodedBlock | None:
+        block = found(out, cell, f"{name}_{part.start}-{part.stop}")
+        if block is None:
+            return None
+        return DecodedBlock(**{key: values[()] for key, values in block.items()})  # type: ignore
+
+    whole = found(out, cell, f"{name}_whole")
+    edges = [] if whole is None else [slice(*edge) for edge in pairwise(whole["edges"].tolist())]
+    if edges and all(finished(part) for part in edges):  # read twice, not all held at once
+        yield from filter(None, map(finished, edges))
+        return
+    bases, n_targets = factorised(), latents.shape[1]
     per_target = config.decode.alpha == "target"
-    form, work = choose_form(bases, len(alphas) if per_target else 1, n_targets, gain=True)
-    print(f"{name}: errors in the {form} form, {work / 1e9:.3g} GFLOP")
+    n_alphas = len(alphas) if per_target else 1
+
+    def form() -> dict[str, object]:
+        chosen, work = choose_form(bases, n_alphas, n_targets, gain=True)
+        return {"form": chosen, "work": work}
+
+    # the free memory of a GPU has a say in it, so a run that goes on could choose another one
+    choice = kept(out, cell, f"{name}_form", form)
+    print(f"{name}: errors in the {choice['form']} form, {choice['work'] / 1e9:.3g} GFLOP")
     solved = decode_cv(
         bases, lambda start, stop: latents[:, start:stop], n_targets, alphas,
         block=config.ridge.block, per_target=per_target,
-        relative=not config.ridge.absolute,
+        relative=not config.ridge.absolute, form=choice["form"].item(), finished=finished,
+        first_pass=lambda compute: kept(
+            out, cell, f"{name}_scores", lambda: {"scores": compute()}
+        )["scores"],
     )  # fmt: skip
+    stops = [0]
+    for block in solved:
+        stops.append(block.stop)
+        kept(out, cell, f"{name}_{block.start}-{block.stop}", partial(vars, block))
+        yield block
+    keep(out, cell, f"{name}_whole", {"edges": stops})
+
+
+def _write(
+    group: h5py.Group, solved: Iterator[DecodedBlock], n_test: int, latents: h5py.Dataset,
+    alphas: tuple[float, ...],
+) -> None:  # fmt: skip
+    """Write one latent block by block, and the gain of all of them."""
+    n_targets = latents.shape[1]
+    predicted = group.create_dataset("predicted", (n_test, n_targets), "f4")
+    mean = group.create_dataset("mean", n_targets, "f4")
+    index = np.zeros(n_targets, dtype=int)
+    cv_r2 = np.zeros(n_targets, dtype=np.float32)
+    sums = np.zeros(2)
     for block in solved:
         columns = slice(block.start, block.stop)
         predicted[:, columns], mean[columns] = block.predictions, block.y_mean

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from nsdcap.errors import DataError
 from nsdcap.features import open_features, rows_of
 from nsdcap.folds import Collapsed, collapse
 from nsdcap.kernel import read_bases, read_pictures, read_whole
+from nsdcap.parts import kept
 from nsdcap.paths import Cell, artefact
 from nsdcap.ridge import Fit, edge_share, edge_warning
 from nsdcap.ridge_encode import encode_basis, encode_primal
 from nsdcap.ridge_joint import encode_joint
+
+Maps = dict[str, np.ndarray]  # of one model, by name
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
     mean eigenvalue. Maps: ``r`` with the test pictures' mean responses, ``p_permutation``, ``p_fwe``,
     ``p_gaussian``, ``alpha``; joint ones also ``ratio``, ``gain``, ``gain_low``, ``gain_high``.
 
+    A part is kept of each model, of the joint ones together.
     Memory: responses of the training pictures, twice, and with a layer the eigenbases of z_v's kernel,
     8 (folds + 1) n_pictures^2 bytes; voxels are solved ``encode.block`` at a time.
     """
@@ -50,13 +55,12 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
     print(f"{cell}: (n_pictures, n_voxels) = ({len(responses.train_ids)}, {n_voxels})")
     with h5py.File(target, "w") as file:
         if cell.layer is None:
-            basis = read_whole(cell.subject, config, out)
-            fit = encode_basis(
-                basis, responses.data, responses.folds, config.ridge.alphas, config.encode.block
+            _write(file, "z_v", kept(out, cell, "z_v", lambda: _z_v(cell, responses, config, out)))
+            cls, cls_test = (
+                z_v_cls(out, subject, ids) for subject, ids in _both(cell.subject, responses)
             )
-            _write_maps(file.create_group("z_v"), fit, responses, config)
-            cls = [z_v_cls(out, subject, ids) for subject, ids in _both(cell.subject, responses)]
-            solve_features(cls[0], cls[1], responses, config, file.create_group("z_v_cls"))
+            solve = partial(solve_features, cls, cls_test, responses, config)
+            _write(file, "z_v_cls", kept(out, cell, "z_v_cls", solve))
             return
         spaces = []
         for phase, name in enumerate(PHASES):
@@ -64,15 +68,13 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
                 read_z_b(out, subject, ids, cell.layer, phase)
                 for subject, ids in _both(cell.subject, responses)
             )
-            solve_features(z_b, z_b_test, responses, config, file.create_group(f"z_B_{name}"))
+            solve = partial(solve_features, z_b, z_b_test, responses, config)
+            _write(file, f"z_B_{name}", kept(out, cell, f"z_B_{name}", solve))
             spaces.append(varying(z_b, z_b_test, config))
-        single, *joint = encode_joint(
-            read_bases(cell.subject, config, out), spaces, responses.data, responses.folds,
-            config.ridge.alphas, config.encode.ratios, config.encode.block,
-        )  # fmt: skip
-        for name, fit in zip(PHASES, joint, strict=True):
-            group = file.create_group(f"joint_{name}")
-            _write_joint(group, fit, single.predictions, responses, config)
+        joint = kept(out, cell, "joint", lambda: _joint(cell, spaces, responses, config, out))
+        for name in PHASES:
+            own = {k.partition("/")[2]: v for k, v in joint.items() if k.startswith(f"{name}/")}
+            _write(file, f"joint_{name}", own)
 
 
 def read_responses(subject: int | None, config: Config, out: Path) -> Responses:
@@ -98,14 +100,14 @@ def z_v_cls(out: Path, subject: int | None, ids: np.ndarray) -> np.ndarray:
 
 
 def solve_features(
-    features: np.ndarray, test: np.ndarray, responses: Responses, config: Config, group: h5py.Group
-) -> None:
-    """A model from few features (n, p), ``test`` (n_test, p) for the test pictures, and its maps."""
+    features: np.ndarray, test: np.ndarray, responses: Responses, config: Config
+) -> Maps:
+    """The maps of a model from few features (n, p), ``test`` (n_test, p) for the test pictures."""
     space, space_test = varying(features, test, config)
     fit = encode_primal(
         space, responses.data, responses.folds, config.ridge.alphas, space_test, config.encode.block
     )
-    _write_maps(group, fit, responses, config)
+    return _maps(fit, responses, config)
 
 
 def varying(features: np.ndarray, test: np.ndarray, config: Config) -> tuple[Any, Any]:
@@ -128,21 +130,42 @@ def varying(features: np.ndarray, test: np.ndarray, config: Config) -> tuple[Any
     return xp.asarray(features[:, keep]), xp.asarray(test[:, keep])
 
 
-def _write_joint(
-    group: h5py.Group, fit: Fit, single: np.ndarray, responses: Responses, config: Config
-) -> None:
-    """The maps of z_v and z_B together, and what z_B adds to z_v (``single``)."""
-    _write_maps(group, fit, responses, config)
-    group["ratio"] = np.asarray(config.encode.ratios, dtype="f4")[fit.ratio_index]
-    gains = stats.gain_r2(
-        fit.predictions, single, responses.test, config.encode.bootstraps, config.seed
+def _z_v(cell: Cell, responses: Responses, config: Config, out: Path) -> Maps:
+    """The maps of the model from all of z_v."""
+    basis = read_whole(cell.subject, config, out)
+    fit = encode_basis(
+        basis, responses.data, responses.folds, config.ridge.alphas, config.encode.block
     )
-    for name, values in zip(("gain", "gain_low", "gain_high"), gains, strict=True):
-        group[name] = values.astype("f4")
+    return _maps(fit, responses, config)
 
 
-def _write_maps(group: h5py.Group, fit: Fit, responses: Responses, config: Config) -> None:
-    """r, its p by three rules, and the chosen penalty, (n_voxels,) float32 each."""
+def _joint(
+    cell: Cell, spaces: list[tuple[Any, Any]], responses: Responses, config: Config, out: Path
+) -> Maps:
+    """The maps of z_v together with each phase's z_B, as "early/r", and what z_B adds to z_v."""
+    single, *joint = encode_joint(
+        read_bases(cell.subject, config, out), spaces, responses.data, responses.folds,
+        config.ridge.alphas, config.encode.ratios, config.encode.block,
+    )  # fmt: skip
+    maps: Maps = {}
+    for name, fit in zip(PHASES, joint, strict=True):
+        own = _maps(fit, responses, config)
+        own["ratio"] = np.asarray(config.encode.ratios, dtype="f4")[fit.ratio_index]
+        gains = stats.gain_r2(
+            fit.predictions,
+            single.predictions,
+            responses.test,
+            config.encode.bootstraps,
+            config.seed,
+        )
+        for key, values in zip(("gain", "gain_low", "gain_high"), gains, strict=True):
+            own[key] = values.astype("f4")
+        maps |= {f"{name}/{key}": values for key, values in own.items()}
+    return maps
+
+
+def _maps(fit: Fit, responses: Responses, config: Config) -> Maps:
+    """r, its p by three rules, and the chosen penalty, (n_voxels,) float32 each; and ``edge_share`` ()."""
     r = stats.pearson(fit.predictions, responses.test)
     p, p_fwe = stats.p_permutation(
         fit.predictions, responses.test, config.encode.nulls, config.seed
@@ -150,12 +173,19 @@ def _write_maps(group: h5py.Group, fit: Fit, responses: Responses, config: Confi
     maps = {"r": r, "p_permutation": p, "p_fwe": p_fwe,
             "p_gaussian": stats.p_gaussian(r, len(responses.test)),
             "alpha": np.asarray(config.ridge.alphas)[fit.alpha_index]}  # fmt: skip
-    for name, values in maps.items():
-        group[name] = values.astype("f4")
-    share = edge_share(fit.alpha_index, len(config.ridge.alphas))
-    group.attrs["edge_share"] = share
+    found = {name: values.astype("f4") for name, values in maps.items()}
+    found["edge_share"] = np.asarray(edge_share(fit.alpha_index, len(config.ridge.alphas)))
+    return found
+
+
+def _write(file: h5py.File, name: str, maps: Maps) -> None:
+    """Write a model's maps, and say how it did."""
+    group, maps = file.create_group(name), dict(maps)
+    share = group.attrs["edge_share"] = float(maps.pop("edge_share"))
+    for key, values in maps.items():
+        group[key] = values
     print(
-        f"{group.name[1:]}: mean r {np.nanmean(r):.3f}, penalty at the grid's edge for {share:.1%} of voxels"
+        f"{name}: mean r {np.nanmean(maps['r']):.3f}, penalty at the grid's edge for {share:.1%} of voxels"
         + edge_warning(share)
     )
 

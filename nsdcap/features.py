@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -12,6 +14,7 @@ from nsdcap.cells import sessions_of
 from nsdcap.config import Config
 from nsdcap.diffusion import Diffusion
 from nsdcap.nsd import NSD
+from nsdcap.parts import kept
 from nsdcap.paths import Cell, artefact
 from nsdcap.progress import track
 
@@ -35,7 +38,8 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
 
     HDF5: ``nsd_id`` (n,), ``z_v`` (n, tokens * width), ``z_B`` (n, states, 3, width), ``z``
     (n, channels * s * s), ``c`` (n, positions * width), all float32; attribute ``shape`` keeps each
-    one's own axes; ``caption`` (n,) strings. Memory: one batch of ``models.batch`` pictures.
+    one's own axes; ``caption`` (n,) strings. Memory: one batch of ``models.batch`` pictures, which is
+    kept as a part.
     """
     ids = needed_pictures(nsd, cell.subject, sessions_of(config, nsd, cell.subject))
     references = nsd.captions(ids)
@@ -47,21 +51,30 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
         step = config.models.batch
         for start in track(range(0, len(ids), step), str(cell)):
             rows = ids[start : start + step]
-            pictures = nsd.pictures(rows)  # (b, 425, 425, 3)
-            z_v = blip.features(pictures)
-            texts = blip.captions(z_v)
-            captions[start : start + len(rows)] = texts
-            z = diffusion.encode(
-                pictures, config.reconstruct.coarse_size, posterior_noise(diffusion, rows, config)
-            )
-            found = {
-                "z_v": z_v,
-                "z_B": blip.text_states(z_v, texts),
-                "z": z,
-                "c": mean_text_latents(diffusion, [references[int(i)] for i in rows]),
-            }
+            compute = partial(_batch, rows, references, nsd, blip, diffusion, config)
+            found = kept(out, cell, f"{start}-{start + len(rows)}", compute)
+            captions[start : start + len(rows)] = found.pop("caption").tolist()
             for name, values in found.items():
                 _append(file, name, values, start, len(ids))
+
+
+def _batch(
+    ids: np.ndarray, references: dict[int, list[str]], nsd: NSD, blip: Blip, diffusion: Diffusion,
+    config: Config,
+) -> dict[str, Any]:  # fmt: skip
+    """All that is computed of some pictures."""
+    pictures = nsd.pictures(ids)  # (b, 425, 425, 3)
+    z_v = blip.features(pictures)
+    texts = blip.captions(z_v)
+    return {
+        "caption": texts,
+        "z_v": z_v,
+        "z_B": blip.text_states(z_v, texts),
+        "z": diffusion.encode(
+            pictures, config.reconstruct.coarse_size, posterior_noise(diffusion, ids, config)
+        ),
+        "c": mean_text_latents(diffusion, [references[int(i)] for i in ids]),
+    }
 
 
 def posterior_noise(diffusion: Diffusion, nsd_ids: np.ndarray, config: Config) -> np.ndarray | None:

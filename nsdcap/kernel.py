@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from nsdcap.config import Config
 from nsdcap.devices import array_library
 from nsdcap.features import open_features, rows_of
 from nsdcap.folds import grouped_folds
+from nsdcap.parts import kept
 from nsdcap.paths import Cell, artefact
 from nsdcap.ridge import blocks, to_host
-from nsdcap.ridge_encode import KernelBasis
-from nsdcap.ridge_joint import JointBases, joint_bases
+from nsdcap.ridge_encode import KernelBasis, kernel_basis
+from nsdcap.ridge_joint import JointBases, check_kernels, fold_basis
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,43 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
 
     HDF5: groups ``whole`` and ``fold_0``, ``fold_1``, ..., each with ``values`` (k,), ``vectors`` (n, k),
     ``out`` (m, k), ``weight`` (n,), float64, and the attribute ``scale``, see ``KernelBasis``; of a fold also
-    the rows ``left`` out. About
-    8 (folds + 1) n^2 bytes: 4 GB for 8,859 pictures and five folds. Memory: twice that.
+    the rows ``left`` out. About 8 (folds + 1) n^2 bytes: 4 GB for 8,859 pictures and five folds; while the
+    cell runs twice that on disk, for the kernel and each basis are kept as parts. Memory: 8 n^2 float64, for
+    there is one basis at a time.
     """
     pictures = read_pictures(cell.subject, config, out)
-    kernel, test = z_v_kernels(cell.subject, pictures, out, config)
-    bases = joint_bases(kernel, pictures.counts, pictures.folds, test)
+    kernels: list[Any] = []  # once a basis asks for them
+
+    def make(fold: Any) -> dict[str, Any]:
+        if not kernels:
+            kernels.extend(_kernels(cell, pictures, config, out))
+        kernel, test = kernels
+        if fold is None:
+            return _arrays(kernel_basis(kernel, pictures.counts, test))
+        basis, left = fold_basis(kernel, pictures.counts, pictures.folds, fold)
+        return {**_arrays(basis), "left": left}
+
     with h5py.File(target, "w") as file:
-        _write(file.create_group("whole"), bases.whole)
-        for number, basis in enumerate(bases.folds):
-            group = file.create_group(f"fold_{number}")
-            _write(group, basis)
-            group["left"] = bases.lefts[number]
+        for number, fold in enumerate([None, *np.unique(pictures.folds)]):
+            name = "whole" if fold is None else f"fold_{number - 1}"
+            found = kept(out, cell, name, partial(make, fold))
+            group = file.create_group(name)
+            group.attrs["scale"] = float(found.pop("scale"))
+            for key in list(found):
+                group[key] = found.pop(key)
     print(f"{cell}: (n_pictures, n_test) = ({len(pictures.ids)}, {len(pictures.test_ids)})")
+
+
+def _kernels(cell: Cell, pictures: Pictures, config: Config, out: Path) -> tuple[Any, Any]:
+    """What ``z_v_kernels`` gives, kept as a part."""
+
+    def compute() -> dict[str, Any]:
+        train, test = z_v_kernels(cell.subject, pictures, out, config)
+        check_kernels(train, pictures.counts, pictures.folds, test)
+        return {"train": to_host(train), "test": to_host(test)}
+
+    xp, found = array_library(config.ridge.device), kept(out, cell, "kernel", compute)
+    return xp.asarray(found["train"]), xp.asarray(found["test"])
 
 
 def read_pictures(subject: int | None, config: Config, out: Path) -> Pictures:
@@ -96,10 +122,9 @@ def read_whole(subject: int | None, config: Config, out: Path) -> KernelBasis:
 _ARRAYS = tuple(field.name for field in fields(KernelBasis) if field.name != "scale")
 
 
-def _write(group: h5py.Group, basis: KernelBasis) -> None:
-    for name in _ARRAYS:
-        group[name] = to_host(getattr(basis, name))
-    group.attrs["scale"] = basis.scale
+def _arrays(basis: KernelBasis) -> dict[str, Any]:
+    """A basis as arrays on the host."""
+    return {name: to_host(getattr(basis, name)) for name in _ARRAYS} | {"scale": basis.scale}
 
 
 def _read(group: h5py.Group, config: Config) -> KernelBasis:

@@ -59,6 +59,12 @@ def failure(out: Path, cell: Cell) -> Path:
     return out / (place(cell) + FAILED)
 
 
+def parts_folder(out: Path, cell: Cell) -> Path:
+    """Where the finished parts of a cell that is under way are kept."""
+    path = artefact(out, cell)
+    return path.with_name(f".{path.name}.parts")
+
+
 def config_file(out: Path) -> Path:
     """The run's settings."""
     return out / "config.toml"

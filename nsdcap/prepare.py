@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -21,6 +22,7 @@ from nsdcap.cells import sessions_of
 from nsdcap.config import Config
 from nsdcap.errors import DataError
 from nsdcap.nsd import BETAS_SCALE, NSD, TRIALS_PER_SESSION, Trials, voxels_of
+from nsdcap.parts import kept
 from nsdcap.paths import Cell
 from nsdcap.stats import noise_ceiling
 
@@ -28,7 +30,7 @@ CHUNK = (TRIALS_PER_SESSION, 512)  # a session by a block of voxels: 1.5 MB
 
 
 def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
-    """The stage's cell: ``prepare`` for a subject, by the settings of the run."""
+    """The stage's cell: ``prepare`` for a subject, by the settings of the run; a session is a part."""
     prepare(
         nsd,
         cast(int, cell.subject),
@@ -36,6 +38,7 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
         target,
         scale=config.data.scale,
         zscore_sessions=config.data.zscore_sessions,
+        keep_part=partial(kept, out, cell),
     )
 
 
@@ -49,6 +52,9 @@ def prepare(
     scale: bool = True,
     zscore_sessions: bool = False,
     log: Callable[[str], object] = print,
+    keep_part: Callable[[str, Callable[[], dict[str, Any]]], dict[str, Any]] = lambda name, part: (
+        part()
+    ),
 ) -> dict[str, int]:
     """Write ``out`` (HDF5) for one subject; returns counts of trials, pictures and voxels.
 
@@ -56,6 +62,7 @@ def prepare(
     scale: betas / 300, percent signal change; otherwise the raw int16 numbers.
     zscore_sessions: first z-score each session by the mean and sd of its own training trials;
     ``voxel_mean`` and ``voxel_sd`` are then in these units.
+    keep_part: called with a session's name and what reads it; gives what that gives, or gave before.
 
     Datasets, voxels in C order of (x, y, z):
     betas_train (n_trials, n_voxels) float32, z-scored; nsd_id_train (n_trials,) int64;
@@ -100,24 +107,15 @@ def prepare(
         row = 0
         for number, session in enumerate(sessions):
             here = slice(number * TRIALS_PER_SESSION, (number + 1) * TRIALS_PER_SESSION)
-            raw = nsd.betas(subject, session, xyz)  # (750, n_voxels) int16
-            if not raw.any():
-                raise DataError(_all_zero(nsd, subject, session))
-            betas = raw.astype(np.float32)
-            if scale:
-                betas /= np.float32(BETAS_SCALE)
             of_test = is_test[here]
-            varies &= np.ptp(raw[~of_test].astype(np.int32), axis=0) > 0
-            if zscore_sessions:
-                mean = betas[~of_test].mean(0, dtype=np.float64)
-                sd = betas[~of_test].std(0, dtype=np.float64)
-                betas = ((betas - mean) / np.where(sd > 0, sd, 1)).astype(np.float32)
-            train = betas[~of_test]
+            read = partial(_session, nsd, subject, session, xyz, of_test, scale, zscore_sessions)
+            found = keep_part(f"session_{session}", read)
+            train, varies = found["train"], varies & found["varies"]
             rows[row : row + len(train)] = train
             row += len(train)
             total += train.sum(0, dtype=np.float64)
             squares += np.einsum("ij,ij->j", train, train, dtype=np.float64)
-            np.add.at(test_sum, test_row[here][of_test], betas[of_test])
+            np.add.at(test_sum, test_row[here][of_test], found["test"])
             log(f"subject {subject} session {session}: {len(train)} training trials of 750")
 
         # 2. voxels to keep; the same rows again, standardised, moved left over the dropped ones
@@ -182,6 +180,26 @@ def prepare(
             f" {counts['dropped_no_ncsnr']} without ncsnr"
         )
     return counts
+
+
+def _session(
+    nsd: NSD, subject: int, session: int, xyz: np.ndarray, of_test: np.ndarray, scale: bool,
+    zscore: bool,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """A session's ``train`` and ``test`` trials (n, n_voxels) float32, and which voxels its training
+    trials vary in."""
+    raw = nsd.betas(subject, session, xyz)  # (750, n_voxels) int16
+    if not raw.any():
+        raise DataError(_all_zero(nsd, subject, session))
+    betas = raw.astype(np.float32)
+    if scale:
+        betas /= np.float32(BETAS_SCALE)
+    varies = np.ptp(raw[~of_test].astype(np.int32), axis=0) > 0
+    if zscore:
+        mean = betas[~of_test].mean(0, dtype=np.float64)
+        sd = betas[~of_test].std(0, dtype=np.float64)
+        betas = ((betas - mean) / np.where(sd > 0, sd, 1)).astype(np.float32)
+    return {"train": betas[~of_test], "test": betas[of_test], "varies": varies}
 
 
 def _check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,7 @@ from nsdcap.config import Config
 from nsdcap.decode import read_latent
 from nsdcap.diffusion import Diffusion, resize
 from nsdcap.nsd import NSD
+from nsdcap.parts import kept
 from nsdcap.paths import Cell, artefact
 from nsdcap.progress import track
 from nsdcap.ridge import blocks
@@ -25,7 +27,7 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     being decoded from z alone, where both arms start; ``caption`` and ``direct``
     (n, samples, S, S, 3) uint8, conditioned on the caption written from the brain and on c decoded
     from the brain; ``clip_*`` the embeddings of each, unit length, float32.
-    Memory: c of the test pictures and one batch of pictures.
+    Memory: c of the test pictures and one batch of ``reconstruct.batch`` pictures, which is kept as a part.
     """
     with h5py.File(artefact(out, Cell("decode", cell.subject)), "r") as file:
         ids = file["nsd_id"][:]
@@ -36,34 +38,37 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     diffusion = Diffusion(config.models, config.reconstruct)
     clip = Clip(config.models)
     settings = config.reconstruct
+
+    def batch(rows: slice) -> dict[str, np.ndarray]:
+        coarse = diffusion.coarse(z[rows])
+        shown = resize(nsd.pictures(ids[rows]), settings.size)
+        found = _embedded(clip, "shown", shown[:, None])
+        found |= _embedded(clip, "coarse", coarse[:, None])
+        arms = {"caption": diffusion.text_latents(texts[rows]), "direct": c_direct[rows]}
+        for arm, c in arms.items():
+            samples = [
+                diffusion.reconstruct(
+                    coarse, c, diffusion.noise(config.seed, cell.subject or 0, ids[rows], sample)
+                )
+                for sample in range(settings.samples)
+            ]
+            found |= _embedded(clip, arm, np.stack(samples, 1))
+        return found
+
     with h5py.File(target, "w") as file:
         file["nsd_id"] = ids
         for rows in track(list(blocks(len(ids), settings.batch)), str(cell)):
-            coarse = diffusion.coarse(z[rows])
-            shown = resize(nsd.pictures(ids[rows]), settings.size)
-            _put(file, clip, "shown", shown[:, None], rows, len(ids))
-            _put(file, clip, "coarse", coarse[:, None], rows, len(ids))
-            arms = {"caption": diffusion.text_latents(texts[rows]), "direct": c_direct[rows]}
-            for arm, c in arms.items():
-                samples = [
-                    diffusion.reconstruct(
-                        coarse,
-                        c,
-                        diffusion.noise(config.seed, cell.subject or 0, ids[rows], sample),
-                    )
-                    for sample in range(settings.samples)
-                ]
-                _put(file, clip, arm, np.stack(samples, 1), rows, len(ids))
+            found = kept(out, cell, f"{rows.start}-{rows.stop}", partial(batch, rows))
+            for name, values in found.items():
+                if name not in file:
+                    file.create_dataset(name, (len(ids), *values.shape[1:]), values.dtype)
+                file[name][rows] = values
 
 
-def _put(file: h5py.File, clip: Clip, name: str, pictures: np.ndarray, rows: slice, n: int) -> None:
-    """Write pictures (b, samples, S, S, 3) and their embeddings; one sample has no axis in the file
-    for the shown and the coarse pictures."""
+def _embedded(clip: Clip, name: str, pictures: np.ndarray) -> dict[str, np.ndarray]:
+    """Pictures (b, samples, S, S, 3) and their embeddings by their names in the file; one sample has no
+    axis there for the shown and the coarse pictures."""
     b, samples = pictures.shape[:2]
     embedded = clip.pictures(pictures.reshape(-1, *pictures.shape[2:])).reshape(b, samples, -1)
-    for key, values in ((name, pictures), (f"clip_{name}", embedded)):
-        if name in ("shown", "coarse"):
-            values = values[:, 0]
-        if key not in file:
-            file.create_dataset(key, (n, *values.shape[1:]), values.dtype)
-        file[key][rows] = values
+    found = {name: pictures, f"clip_{name}": embedded}
+    return {k: v[:, 0] for k, v in found.items()} if name in ("shown", "coarse") else found

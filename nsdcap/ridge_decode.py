@@ -63,6 +63,8 @@ def decode_cv(
     bases: DecodeBases, read_targets: Callable[[int, int], Any], n_targets: int,
     alphas: Sequence[float], *, block: int = 4096, per_target: bool = True, relative: bool = True,
     gain: bool = True, form: str | None = None,
+    finished: Callable[[slice], DecodedBlock | None] = lambda part: None,
+    first_pass: Callable[[Callable[[], np.ndarray]], np.ndarray] = lambda scores: scores(),
 ) -> Iterator[DecodedBlock]:  # fmt: skip
     """Predict latents of the test pictures, block by block, penalties by cross-validation.
 
@@ -71,6 +73,9 @@ def decode_cv(
     R2): two, its choice and predictions. ``alphas`` are multiples of the mean eigenvalue, or (``relative``
     false) the penalties themselves. Scores are R2 over the single trials left out, in float32 right to
     about 1e-6 of the variance. ``form`` "basis" or "pooled" overrides the choice by ``flops``.
+
+    A run that goes on gives the blocks that are ``finished``, which are then passed on and their targets
+    not read, and the scores (n_alphas,) of the ``first_pass`` in place of calling what computes them.
 
     Memory beside the bases, n pictures, m test pictures, k eigenvectors: block (6 n + folds k + m) numbers
     of the targets' precision; (n_alphas) m n of the voxels'; pooled n_alphas n^2 (twice with ``gain``) of
@@ -82,32 +87,44 @@ def decode_cv(
         Targets that are not finite or of another number of pictures, a penalty not above 0.
     """
     grid = alpha_grid(alphas)  # at once, not when the first block is asked for
-    return _decoded(bases, read_targets, n_targets, grid, block, per_target, relative, gain, form)
+    return _decoded(
+        bases, read_targets, n_targets, grid, block, per_target, relative, gain, form, finished, first_pass,
+    )  # fmt: skip
 
 
 def _decoded(
     bases: DecodeBases, read_targets: Callable[[int, int], Any], n_targets: int, grid: np.ndarray,
     block: int, per_target: bool, relative: bool, gain: bool, form: str | None,
+    finished: Callable[[slice], DecodedBlock | None],
+    first_pass: Callable[[Callable[[], np.ndarray]], np.ndarray],
 ) -> Iterator[DecodedBlock]:  # fmt: skip
     xp = array_module(bases.whole.into)
     width = len(bases.folds) * len(bases.whole.values) + 6 * bases.n_pictures
     block = fitting_block(xp, block, bases.dtype.itemsize * width)
     upload = uploader(xp)
 
-    def read(part: slice) -> tuple[Any, Any]:
+    def read(part: slice) -> tuple[Any, np.ndarray]:
         y, mean = _read(bases, read_targets, part)
         return upload(y), mean
+
+    def unfinished(part: slice) -> DecodedBlock | tuple[Any, np.ndarray]:
+        return finished(part) or read(part)
 
     common: np.ndarray | None = None
     first = 0  # of the grid's penalties that are tried for each target
     if not per_target:
-        common = _common_scores(bases, ahead(read, blocks(n_targets, block)), grid, relative)
+        parts = blocks(n_targets, block)
+        common = first_pass(lambda: _common_scores(bases, ahead(read, parts), grid, relative))
         first = int(common.argmax())
         grid = grid[first : first + 1]
     solver = _Solver(bases, grid, relative, gain, form, n_targets)
     # again, now that the solver's matrices are there
     block = fitting_block(xp, block, bases.dtype.itemsize * width)
-    for part, (y, mean) in ahead(read, blocks(n_targets, block)):
+    for part, found in ahead(unfinished, blocks(n_targets, block)):
+        if isinstance(found, DecodedBlock):
+            yield found
+            continue
+        y, mean = found
         scores, index, predictions, sums = solver.solve(y)
         cv_r2 = np.take_along_axis(scores, index[None], 0)[0]
         index = index + first

@@ -59,6 +59,24 @@ def joint_bases(kernel: Any, counts: Any, folds: Any, test: Any) -> JointBases:
     ValueError
         Shapes that disagree, numbers that are not finite, fewer than two folds.
     """
+    check_kernels(kernel, counts, folds, test)
+    made = [fold_basis(kernel, counts, folds, fold) for fold in np.unique(folds)]
+    return JointBases(
+        kernel_basis(kernel, counts, test), [basis for basis, _ in made], [left for _, left in made]
+    )
+
+
+def fold_basis(kernel: Any, counts: Any, folds: Any, fold: Any) -> tuple[KernelBasis, np.ndarray]:
+    """The eigenbasis of all pictures but a fold's, ``out`` to those, and the rows of those."""
+    xp = array_module(kernel)
+    left, train = (xp.asarray(np.flatnonzero(part)) for part in (folds == fold, folds != fold))
+    rows = kernel[left][:, train]
+    basis = kernel_basis(kernel[train][:, train], counts[folds != fold], rows)
+    return basis, np.flatnonzero(folds == fold)
+
+
+def check_kernels(kernel: Any, counts: Any, folds: Any, test: Any) -> None:
+    """Raise ValueError as ``joint_bases`` says."""
     n = len(kernel)
     if kernel.shape != (n, n) or test.shape != (len(test), n) or np.shape(counts) != (n,):
         raise ValueError(
@@ -67,13 +85,6 @@ def joint_bases(kernel: Any, counts: Any, folds: Any, test: Any) -> JointBases:
         )
     check_folds(folds, n)
     check_numbers(kernel=kernel, test=test)
-    xp, found, lefts = array_module(kernel), [], []
-    for fold in np.unique(folds):
-        left, train = (xp.asarray(np.flatnonzero(part)) for part in (folds == fold, folds != fold))
-        rows = kernel[left][:, train]
-        lefts.append(np.flatnonzero(folds == fold))
-        found.append(kernel_basis(kernel[train][:, train], counts[folds != fold], rows))
-    return JointBases(kernel_basis(kernel, counts, test), found, lefts)
 
 
 def encode_joint(

@@ -107,9 +107,8 @@ def run_encode(root: Path, n_voxels: int, sessions: int) -> None:
         with h5py.File(artefact(out, Cell("features", subject))) as file:
             rows = np.searchsorted(file["nsd_id"][:], ids)
             features.append(file["features"][:][rows].astype(np.float64))
-    with h5py.File(out / "encode.h5", "w") as file:
-        solve_features(features[0], features[1], responses, settings, file.create_group("z_B_mid"))
-        r, p = file["z_B_mid/r"][:], file["z_B_mid/p_permutation"][:]
+    maps = solve_features(features[0], features[1], responses, settings)
+    r, p = maps["r"], maps["p_permutation"]
     with h5py.File(artefact(out, Cell("prepare", 1))) as file:
         xyz = file["xyz"][:]
     planted = np.arange(len(xyz)) < int(PLANTED * len(xyz))

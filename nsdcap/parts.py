@@ -1,0 +1,83 @@
+"""Finished parts of a cell that is under way, so that a cell that was stopped goes on from there.
+
+They lie beside the artefact, in ``paths.parts_folder``, until the artefact is whole: a cell takes up to
+twice its space while it runs. A part's name says which rows or targets it holds, for the settings that
+size a part are not among those that decide a cell's result.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nsdcap.paths import Cell, atomic, parts_folder
+
+SIGNATURE = "signature"
+
+
+def kept(
+    out: Path, cell: Cell, name: str, compute: Callable[[], Mapping[str, Any]]
+) -> dict[str, np.ndarray]:
+    """The part ``name`` of a cell: as kept by a run before, or else computed now, and kept.
+
+    What ``compute`` gives, numbers, lists of strings or arrays by name, comes back as arrays on the host, in
+    C order, the same bits either way.
+    """
+    arrays = found(out, cell, name)
+    return keep(out, cell, name, compute()) if arrays is None else arrays
+
+
+def found(out: Path, cell: Cell, name: str) -> dict[str, np.ndarray] | None:
+    """The part ``name`` if it was kept; None where it was not, or cannot be read in full."""
+    try:
+        with np.load(_file(out, cell, name), allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def keep(out: Path, cell: Cell, name: str, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Write a part, whole or not at all, and give it back."""
+    arrays = {key: np.asarray(value, order="C") for key, value in values.items()}
+    for last in (False, True):
+        try:
+            with atomic(_file(out, cell, name)) as partial, partial.open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+        except FileNotFoundError:  # another run of this cell has just removed the folder
+            if last:
+                raise
+        else:
+            break
+    return arrays
+
+
+def begin(out: Path, cell: Cell, signature: str, force: bool) -> int:
+    """Make the folder ready for a cell of this signature; returns how many finished parts it holds.
+
+    Parts of another signature, or with ``force`` all, are thrown away.
+    """
+    folder = parts_folder(out, cell)
+    mark = folder / SIGNATURE
+    if force or not mark.is_file() or mark.read_text() != signature:
+        forget(out, cell)
+        with atomic(mark) as partial:
+            partial.write_text(signature)
+    return len(list(folder.glob("*.npz")))
+
+
+def forget(out: Path, cell: Cell) -> None:
+    """Remove a cell's parts and their folder."""
+    folder = parts_folder(out, cell)
+    (folder / SIGNATURE).unlink(missing_ok=True)  # first: what a kill leaves then belongs to no run
+    for part in folder.glob("*.npz"):
+        part.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # on NFS a file open elsewhere keeps its folder
+
+
+def _file(out: Path, cell: Cell, name: str) -> Path:
+    return parts_folder(out, cell) / f"{name}.npz"
