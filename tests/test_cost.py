@@ -185,11 +185,12 @@ def test_ten_thousand_cells_are_few_lines_and_few_estimates(many_layers, capsys,
 
 
 def test_the_table_is_cut_where_every_cell_has_its_own_reason(many_layers, capsys):
-    arguments, _, out = many_layers
+    arguments, settings, out = many_layers
+    ledger = Ledger(settings, out)
     for layer in range(500):
-        note = failure(out, Cell("encode", 1, layer))
+        note = failure(out, cell := Cell("encode", 1, layer))
         note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(f"ValueError: number {layer}\n")
+        note.write_text(f"{ledger.depends(cell)['signature']}\nValueError: number {layer}\n")
     assert launch.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= dry_run.ROWS + 5
