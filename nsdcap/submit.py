@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import sys
 import time
 from collections import Counter
@@ -229,5 +230,5 @@ def _tell(found: plan.Plan, ready: list[Planned], out: Path) -> int:
         print(f"  {cell}: not submitted, it needs {names}", file=sys.stderr)
     if len(found.blocked) > 6:
         print(f"  ... {len(found.blocked)} such cells", file=sys.stderr)
-    print(f"python -m nsdcap.status {out}")
+    print(f"python -m nsdcap.status {shlex.quote(str(out))}")
     return 1 if found.refused else 75 if found.blocked else 0
