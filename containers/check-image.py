@@ -28,8 +28,8 @@ def main() -> None:
     for module in pkgutil.walk_packages(nsdcap.__path__, "nsdcap."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    print(f"nsdcap {nsdcap.__version__}, Python {sys.version.split()[0]}:", ", ".join(found))
-    print("GPU:", graphics())
+    said = f"nsdcap {nsdcap.__version__}, Python {sys.version.split()[0]}: {', '.join(found)}"
+    print(said, f"GPU: {graphics()}", sep="\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         print(f"prepare of one subject: {tiny_cell(Path(folder))} bytes")
 
@@ -65,7 +65,9 @@ def tiny_cell(folder: Path) -> int:
     from nsdcap.miniature.tree import write_tree
 
     write_tree(folder / "nsd", seed=3, subjects=(1,), sessions=1, log=lambda line: None)
-    sizes = [f"--set={setting}" for setting in (*miniature.places(folder / "nsd"), "data.sessions=1")]
+    sizes = [
+        f"--set={setting}" for setting in (*miniature.places(folder / "nsd"), "data.sessions=1")
+    ]
     command = [sys.executable, "-m", "nsdcap.launch", "--stage", "prepare", "--subjects", "1"]
     where = ["--nsd-root", str(folder / "nsd"), "--out", str(folder / "out")]
     subprocess.run([*command, *where, *sizes], check=True)
