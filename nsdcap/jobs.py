@@ -46,6 +46,7 @@ class Array:
     died before it could note ``job``. ``job`` "" if it is not known to have been submitted, ``held``
     while its cells are not yet told what to wait for. Of each cell: ``tries``, this one counted, how
     often it had failed for want of ``memory`` and ``time``, and the signature of what it is made from.
+    ``resources`` it asked for, and what its cells wait for, [cells, on which] for each group of them.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Array:
     time: tuple[int, ...] = ()
     signatures: tuple[str, ...] = ()
     resources: dict = field(default_factory=dict)
+    waits: list = field(default_factory=list)
 
     def element(self, index: int) -> str:
         """The job id of a cell; an array of one is a plain job."""

@@ -152,7 +152,16 @@ def _hand_over(
 
     # cells that do not all wait for the same are held until each waits for its own: if an array waited
     # for all that any of them needs, one failure would cancel all of it
-    array = replace(planned.array, held=len(planned.needs) > 1)
+    waits = [
+        [
+            [str(planned.array.cells[index]) for index in need.indices],
+            [str(cell) for cell in need.on],
+        ]
+        for need in planned.needs
+    ]
+    array = replace(
+        planned.array, held=len(waits) > 1, resources=vars(planned.resources), waits=waits
+    )
     jobs.write(out, array)
     on = [] if array.held else planned.needs[0].on
     number = hand_over(array, planned.resources, after(base[cell] for cell in on), array.held)
