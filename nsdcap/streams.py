@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from nsdcap.ridge import check_block
+
 
 def ahead(read: Callable[[slice], Any], parts: Iterable[slice]) -> Iterator[tuple[slice, Any]]:
     """Each part with what ``read`` gives for it; a thread reads the next one meanwhile.
@@ -60,5 +62,9 @@ def free_memory(xp: Any) -> float:
 
 
 def fitting_block(xp: Any, block: int, bytes_a_target: float) -> int:
-    """``block``, or fewer targets where a third of the GPU's free memory holds no more."""
+    """``block``, or fewer targets where a third of the GPU's free memory holds no more.
+
+    ValueError where ``block`` is not a whole number above 0.
+    """
+    check_block(block)
     return int(max(1, min(block, free_memory(xp) / 3 // bytes_a_target)))
