@@ -17,8 +17,8 @@ from nsdcap.features import open_features, rows_of
 from nsdcap.folds import Collapsed, collapse
 from nsdcap.kernel import read_bases, read_pictures, read_whole
 from nsdcap.paths import Cell, artefact
-from nsdcap.ridge import Fit, edge_share, edge_warning
-from nsdcap.ridge_encode import encode_basis, encode_primal
+from nsdcap.ridge import Fit, edge_share, edge_warning, to_host
+from nsdcap.ridge_encode import encode_basis, encode_dual, encode_flops, encode_primal
 from nsdcap.ridge_joint import encode_joint
 
 
@@ -100,11 +100,23 @@ def z_v_cls(out: Path, subject: int | None, ids: np.ndarray) -> np.ndarray:
 def solve_features(
     features: np.ndarray, test: np.ndarray, responses: Responses, config: Config, group: h5py.Group
 ) -> None:
-    """A model from few features (n, p), ``test`` (n_test, p) for the test pictures, and its maps."""
+    """A model from few features (n, p), ``test`` (n_test, p) for the test pictures, and its maps.
+
+    From the features or from their kernel, whichever takes fewer operations.
+    """
     space, space_test = varying(features, test, config)
-    fit = encode_primal(
-        space, responses.data, responses.folds, config.ridge.alphas, space_test, config.encode.block
-    )
+    data, folds, alphas = responses.data, responses.folds, config.ridge.alphas
+    (n, p), t = space.shape, data.deviation.shape[1]
+    costs = encode_flops(n, p, len(space_test), t, config.ridge.folds, len(alphas))
+    form = min(costs, key=costs.__getitem__)
+    print(f"{group.name[1:]}: solved in the {form} form, {costs[form] / 1e9:.3g} GFLOP")
+    if form == "primal":
+        fit = encode_primal(space, data, folds, alphas, space_test, config.encode.block)
+    else:
+        mean = space.mean(0)  # else far from 0 a kernel has no digits left
+        space, space_test = space - mean, space_test - mean
+        kernel, kernel_test = space @ space.T, space_test @ space.T
+        fit = encode_dual(kernel, data, folds, alphas, kernel_test, config.encode.block)
     _write_maps(group, fit, responses, config)
 
 
@@ -134,19 +146,20 @@ def _write_joint(
     """The maps of z_v and z_B together, and what z_B adds to z_v (``single``)."""
     _write_maps(group, fit, responses, config)
     group["ratio"] = np.asarray(config.encode.ratios, dtype="f4")[fit.ratio_index]
-    gains = stats.gain_r2(
-        fit.predictions, single, responses.test, config.encode.bootstraps, config.seed
-    )
+    xp = array_library(config.ridge.device)
+    joint, alone, measured = map(xp.asarray, (fit.predictions, single, responses.test))
+    gains = stats.gain_r2(joint, alone, measured, config.encode.bootstraps, config.seed)
     for name, values in zip(("gain", "gain_low", "gain_high"), gains, strict=True):
-        group[name] = values.astype("f4")
+        group[name] = to_host(values).astype("f4")
 
 
 def _write_maps(group: h5py.Group, fit: Fit, responses: Responses, config: Config) -> None:
-    """r, its p by three rules, and the chosen penalty, (n_voxels,) float32 each."""
-    r = stats.pearson(fit.predictions, responses.test)
-    p, p_fwe = stats.p_permutation(
-        fit.predictions, responses.test, config.encode.nulls, config.seed
-    )
+    """r, its p by three rules, and the chosen penalty, (n_voxels,) float32 each; r and its null are
+    found on ridge's device."""
+    xp = array_library(config.ridge.device)
+    both = xp.asarray(fit.predictions), xp.asarray(responses.test)
+    found = stats.pearson(*both), *stats.p_permutation(*both, config.encode.nulls, config.seed)
+    r, p, p_fwe = (to_host(values) for values in found)
     maps = {"r": r, "p_permutation": p, "p_fwe": p_fwe,
             "p_gaussian": stats.p_gaussian(r, len(responses.test)),
             "alpha": np.asarray(config.ridge.alphas)[fit.alpha_index]}  # fmt: skip
