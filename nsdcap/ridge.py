@@ -115,15 +115,20 @@ def alpha_grid(multiples: Sequence[float] | np.ndarray, eigen_mean: float = 1.0)
     return grid * eigen_mean
 
 
-def edge_share(alpha_index: np.ndarray, alphas: Sequence[float] | np.ndarray) -> float:
+def edge_share(
+    alpha_index: np.ndarray, alphas: Sequence[float] | np.ndarray, scores: np.ndarray
+) -> float:
     """Share of targets whose penalty is the smallest or largest of the grid, in whatever order that is.
 
-    0 where the grid is one penalty: there is nothing to choose.
+    ``scores`` (t,) of the targets under their penalty; constant ones, of exactly 0, chose none and are
+    left out. 0 where the grid is one penalty: there is nothing to choose.
     """
     grid = np.asarray(alphas, dtype=np.float64)
     low, high = grid.min(), grid.max()
-    chosen = grid[alpha_index]
-    return float(np.mean((chosen == low) | (chosen == high))) if high > low else 0.0
+    chosen = grid[alpha_index][scores != 0]
+    if high == low or len(chosen) == 0:
+        return 0.0
+    return float(np.mean((chosen == low) | (chosen == high)))
 
 
 def edge_warning(share: float) -> str:

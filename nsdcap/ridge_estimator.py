@@ -105,7 +105,7 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         self.intercept_ = (fit.predictions[0] - centre @ coefficients)[only]
         self.coef_ = coefficients.T[only]
         self.alpha_index_ = fit.alpha_index[only]
-        self.edge_share_ = edge_share(fit.alpha_index, self.alphas)
+        self.edge_share_ = edge_share(fit.alpha_index, self.alphas, fit.cv_scores.max(0))
         self.alpha_ = np.asarray(self.alphas, dtype=np.float64)[self.alpha_index_]
         self.cv_scores_ = fit.cv_scores[:, only]
         if self.edge_share_ > EDGE_SHARE:

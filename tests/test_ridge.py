@@ -234,10 +234,13 @@ def test_collapse_keeps_means_and_sums_of_squares() -> None:
 
 def test_grid_and_its_edges() -> None:
     np.testing.assert_allclose(alpha_grid([0.1, 1], 4.0), [0.4, 4.0])
-    index = np.array([0, 1, 2, 3, 3])
-    assert edge_share(index, ALPHAS[:4]) == pytest.approx(0.6)
-    assert edge_share(index, [1.0, 100.0, 0.01, 10.0]) == pytest.approx(0.4)  # in any order
-    assert edge_share(np.zeros(5, dtype=int), [1.0]) == 0  # nothing to choose
+    index, scores = np.array([0, 1, 2, 3, 3]), np.array([0.3, 0.2, -0.1, 0.5, 0.4])
+    assert edge_share(index, ALPHAS[:4], scores) == pytest.approx(0.6)
+    assert edge_share(index, [1.0, 100.0, 0.01, 10.0], scores) == pytest.approx(0.4)  # in any order
+    assert edge_share(np.zeros(5, dtype=int), [1.0], scores) == 0  # nothing to choose
+    constant = np.where(index == 0, 0, scores)  # a constant target chose nothing
+    assert edge_share(index, ALPHAS[:4], constant) == pytest.approx(0.5)
+    assert edge_share(index, ALPHAS[:4], 0 * scores) == 0
     assert edge_warning(0.1) == ""
     assert "widen the grid" in edge_warning(0.11)
 

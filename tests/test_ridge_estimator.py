@@ -122,6 +122,7 @@ def test_a_penalty_at_an_end_of_the_grid_warns_of_the_cure() -> None:
         warnings.simplefilter("error")
         wide = RidgeCV(np.geomspace(1e-9, 1e9, 19), cv=4).fit(x, w.y[:, :5], w.picture)
         one = RidgeCV([1.0], cv=4).fit(x, w.y, w.picture)
+        RidgeCV(ALPHAS, cv=4).fit(x, 0 * w.y[:, 0] + 0.1, w.picture)  # chose nothing
     assert (wide.edge_share_, one.edge_share_) == (0, 0)
 
 

@@ -23,6 +23,8 @@ from nsdcap.ridge_estimator import RidgeCV
 from nsdcap.ridge_joint import encode_joint, joint_bases
 from nsdcap.streams import fitting_block, free_memory
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*targets want a penalty at an end:UserWarning")
+
 FORMS = ["primal", "dual", "joint"]
 
 
