@@ -13,8 +13,9 @@ from sklearn.model_selection import PredefinedSplit
 from test_ridge import ALPHAS, REPEATS, World, sklearn_ridge, trial_scores, world
 
 from nsdcap.decode_bases import decode_bases
+from nsdcap.decode_forms import flops
 from nsdcap.folds import grouped_folds
-from nsdcap.ridge_decode import decode_cv, flops
+from nsdcap.ridge_decode import decode_cv
 from nsdcap.streams import ahead
 
 
