@@ -88,7 +88,7 @@ def _decode_one(
         sums += block.truth, block.predicted
     group["alpha_index"], group["cv_r2"] = index, cv_r2
     group.attrs["gain"] = np.sqrt(sums[0] / sums[1])
-    group.attrs["edge_share"] = edge_share(index, len(alphas))
+    group.attrs["edge_share"] = edge_share(index, alphas)
     group.attrs["alphas"] = alphas
     group.attrs["n_targets"] = n_targets
     group.attrs["shape"] = latents.attrs["shape"]

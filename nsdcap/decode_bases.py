@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nsdcap.ridge import array_module, check_features, check_folds, check_numbers, eigen
+from nsdcap.ridge import array_module, eigen
 from nsdcap.ridge_encode import kernel_basis
+from nsdcap.ridge_input import check_features, check_folds, check_numbers, check_spread
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,11 @@ def decode_bases(
     Raises
     ------
     ValueError
-        Shapes that disagree, numbers that are not finite, fewer than two folds, voxels all the same.
+        Shapes that disagree, no trials, numbers that are not finite, fewer than two folds, a voxel that
+        is the same in every trial, voxels that are all the same in the trials that a fold trains on.
     """
-    _check(voxels, picture, test, folds, n_pictures)
+    picture = np.asarray(picture)
+    folds = _check(voxels, picture, test, folds, n_pictures)
     xp = array_module(voxels)
     # pictures by fold, so that those left out are one slice; where folds split pictures, all train
     first = np.full(n_pictures, -1)
@@ -154,9 +157,10 @@ def _primal(
             own = add_rows(x, member[left], n)
             repeats = np.bincount(member, minlength=n) - np.bincount(member[left], minlength=n)
             rows = summed - own - xp.asarray(repeats)[:, None] * mean
+            trace = float(xp.trace(train))
+            check_spread("voxels", fold, trace, float(xp.trace(gram)))
             values, vectors = eigen(train)
-            scale = float(xp.trace(train)) / n_train
-            yield values, vectors.T @ rows.T, (x - mean) @ vectors, scale
+            yield values, vectors.T @ rows.T, (x - mean) @ vectors, trace / n_train
 
     values, vectors = eigen(gram)
     whole = WholeBasis(
@@ -183,7 +187,9 @@ def _dual(
     def parts() -> Any:
         for fold in np.unique(folds):
             train, left = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            yield make(train, kernel[xp.asarray(left)][:, xp.asarray(train)])
+            found = make(train, kernel[xp.asarray(left)][:, xp.asarray(train)])
+            check_spread("voxels", fold, found[-1] * len(train), float(xp.trace(kernel)))
+            yield found
 
     everyone = np.arange(len(voxels))
     return parts(), WholeBasis(*make(everyone, (test - centre) @ x.T))
@@ -205,15 +211,14 @@ def add_rows(x: Any, member: np.ndarray, n: int) -> Any:
     return total
 
 
-def _check(voxels: Any, picture: Any, test: Any, folds: Any, n_pictures: int) -> None:
-    if voxels.ndim != 2 or test.ndim != 2:
-        raise ValueError(f"voxels {voxels.shape}, test {test.shape}: expected (n, p) and (m, p)")
+def _check(voxels: Any, picture: np.ndarray, test: Any, folds: Any, n_pictures: int) -> np.ndarray:
+    """``folds`` (n_trials,) as an array, where all is well."""
+    if voxels.ndim != 2 or test.ndim != 2 or 0 in voxels.shape:
+        raise ValueError(
+            f"voxels {voxels.shape}, test {test.shape}: expected (n, p) and (m, p), n and p above 0"
+        )
     n, p = voxels.shape
-    for name, array, expected in (
-        ("picture", picture, (n,)),
-        ("folds", folds, (n,)),
-        ("test", test, (len(test), p)),
-    ):
+    for name, array, expected in (("picture", picture, (n,)), ("test", test, (len(test), p))):
         if array.shape != expected:
             raise ValueError(
                 f"{name} is {array.shape}, expected {expected} beside voxels {voxels.shape}"
@@ -227,4 +232,4 @@ def _check(voxels: Any, picture: Any, test: Any, folds: Any, n_pictures: int) ->
             raise ValueError(f"{name} are {array.dtype}: expected float32 or float64")
     check_numbers(voxels=voxels, test=test)
     check_features("voxels", voxels)
-    check_folds(folds, n)
+    return check_folds(folds, n)

@@ -152,7 +152,7 @@ def _write_maps(group: h5py.Group, fit: Fit, responses: Responses, config: Confi
             "alpha": np.asarray(config.ridge.alphas)[fit.alpha_index]}  # fmt: skip
     for name, values in maps.items():
         group[name] = values.astype("f4")
-    share = edge_share(fit.alpha_index, len(config.ridge.alphas))
+    share = edge_share(fit.alpha_index, config.ridge.alphas)
     group.attrs["edge_share"] = share
     print(
         f"{group.name[1:]}: mean r {np.nanmean(r):.3f}, penalty at the grid's edge for {share:.1%} of voxels"

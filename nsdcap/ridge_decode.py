@@ -21,10 +21,13 @@ import numpy as np
 from nsdcap.decode_bases import DecodeBases, add_rows
 from nsdcap.decode_forms import make_plan, pooled, quadratic
 from nsdcap.ridge import (
+    ROWS,
     Triangle,
     alpha_grid,
     array_module,
     blocks,
+    check_block,
+    constant,
     penalised_errors,
     r2,
     squares,
@@ -76,8 +79,14 @@ def decode_cv(
     Raises
     ------
     ValueError
-        Targets that are not finite or of another number of pictures, a penalty not above 0.
+        Targets that are not finite or of another number of pictures, no targets, a penalty not above 0, a
+        block below 1, another form.
     """
+    check_block(block)
+    if n_targets < 1:
+        raise ValueError(f"n_targets: found {n_targets}, expected one at least")
+    if form not in (None, "basis", "pooled"):
+        raise ValueError(f"form: found {form!r}, expected basis, pooled or None")
     grid = alpha_grid(alphas)  # at once, not when the first block is asked for
     options = (per_target, relative, gain, form, log)
     return _decoded(bases, read_targets, n_targets, grid, block, *options)
@@ -273,16 +282,25 @@ def _common_scores(
 def _read(
     bases: DecodeBases, read_targets: Callable[[int, int], Any], part: slice
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Targets (n, b) about their mean over trials, pictures in the bases' order, and that mean (b,)."""
-    y = read_targets(part.start, part.stop)
-    if y.shape != (bases.n_pictures, part.stop - part.start) or not np.isfinite(y).all():
+    """Targets (n, b) about their mean over trials, pictures in the bases' order, and that mean (b,).
+
+    About the mean before they are cast to the bases' precision: a large mean would take the digits of
+    what differs. Targets that are constant, to rounding, become exactly 0.
+    """
+    found = read_targets(part.start, part.stop)
+    if found.shape != (bases.n_pictures, part.stop - part.start) or not np.isfinite(found).all():
         raise ValueError(
-            f"targets {part.start} to {part.stop}: found {y.shape} or numbers that are not finite, expected "
-            f"{(bases.n_pictures, part.stop - part.start)} finite ones"
+            f"targets {part.start} to {part.stop}: found {found.shape} or numbers that are not finite, "
+            f"expected {(bases.n_pictures, part.stop - part.start)} finite ones"
         )
-    y = y[bases.order].astype(bases.dtype, copy=False)
-    mean = np.zeros(y.shape[1])
-    for rows in blocks(len(y), 512):  # float64 of a part at a time
-        mean += bases.host_share[rows] @ y[rows].astype(np.float64)
-    y -= mean.astype(bases.dtype)
+    found = found[bases.order]  # a copy
+    y = found if found.dtype == bases.dtype else np.empty(found.shape, dtype=bases.dtype)
+    mean, square = np.zeros(y.shape[1]), np.zeros(y.shape[1])
+    for rows in blocks(len(y), ROWS):  # float64 of a part at a time
+        mean += bases.host_share[rows] @ found[rows].astype(np.float64)
+    for rows in blocks(len(y), ROWS):
+        wide = found[rows] - mean
+        y[rows] = wide
+        square += bases.host_share[rows] @ np.square(wide, out=wide)
+    y[:, constant(square, mean, len(y))] = 0
     return y, mean

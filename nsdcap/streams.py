@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nsdcap.memory import free_host_memory
+from nsdcap.ridge import check_block
 
 
 def ahead(read: Callable[[slice], Any], parts: Iterable[slice]) -> Iterator[tuple[slice, Any]]:
@@ -62,6 +63,10 @@ def free_memory(xp: Any) -> float:
 
 
 def fitting_block(xp: Any, block: int, bytes_a_target: float) -> int:
-    """``block``, or fewer targets where a third of the GPU's free memory holds no more."""
+    """``block``, or fewer targets where a third of the GPU's free memory holds no more.
+
+    ValueError where ``block`` is not a whole number above 0.
+    """
+    check_block(block)
     free = free_memory(xp) if xp.__name__ == "cupy" else float("inf")
     return int(max(1, min(block, free / 3 // bytes_a_target)))

@@ -16,7 +16,7 @@ from sklearn.model_selection import PredefinedSplit
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from nsdcap.folds import Collapsed, collapse, grouped_folds
-from nsdcap.ridge import alpha_grid, edge_share
+from nsdcap.ridge import alpha_grid, edge_share, edge_warning
 from nsdcap.ridge_encode import encode_dual, encode_primal
 from nsdcap.ridge_estimator import RidgeCV
 
@@ -244,19 +244,27 @@ def test_collapse_keeps_means_and_sums_of_squares() -> None:
     groups = w.picture * 7 + 3  # ids need be neither 0 to n - 1 nor in order
     data = collapse(w.y.astype("f4"), groups, block=2)
     np.testing.assert_array_equal(data.ids, np.unique(groups))
-    assert data.mean.dtype == np.float32
+    assert data.deviation.dtype == data.mean.dtype == np.float32
+    trials = w.y.astype("f4").astype("f8")
+    np.testing.assert_allclose(data.centre, trials.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(data.mean, data.deviation + data.centre, rtol=1e-6)
     within = np.zeros(N_TARGETS)
     for row, group in enumerate(data.ids):
-        own = w.y[groups == group].astype("f4").astype("f8")
+        own = trials[groups == group]
         assert data.counts[row] == len(own)
-        np.testing.assert_allclose(data.mean[row], own.mean(0), rtol=2e-7)
+        np.testing.assert_allclose(data.deviation[row], own.mean(0) - trials.mean(0), rtol=2e-7)
         within += own.var(0) * len(own)
     np.testing.assert_allclose(data.within, within, rtol=1e-9)
 
 
 def test_grid_and_its_edges() -> None:
     np.testing.assert_allclose(alpha_grid([0.1, 1], 4.0), [0.4, 4.0])
-    assert edge_share(np.array([0, 1, 2, 3, 3]), 4) == pytest.approx(0.6)
+    index = np.array([0, 1, 2, 3, 3])
+    assert edge_share(index, ALPHAS[:4]) == pytest.approx(0.6)
+    assert edge_share(index, [1.0, 100.0, 0.01, 10.0]) == pytest.approx(0.4)  # in any order
+    assert edge_share(np.zeros(5, dtype=int), [1.0]) == 0  # nothing to choose
+    assert edge_warning(0.1) == ""
+    assert "widen the grid" in edge_warning(0.11)
 
 
 def test_cupy_is_not_imported_for_numpy_arrays() -> None:
@@ -295,7 +303,7 @@ def test_penalties_must_be_finite_and_above_0(alphas) -> None:
 
 def test_folds_and_estimator_refuse_bad_input() -> None:
     w = world(15, True)
-    with pytest.raises(ValueError, match="2 pictures"):
+    with pytest.raises(ValueError, match="2 groups"):
         grouped_folds(np.array([1, 1, 2, 2, 2]), 3, 0)
     with pytest.raises(ValueError, match="fewer folds"):
         RidgeCV(cv=3).fit(w.x[:4], w.y[:4], np.array([0, 0, 1, 1]))

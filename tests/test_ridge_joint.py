@@ -137,6 +137,5 @@ def test_joint_refuses_bad_input() -> None:
     bases = joint_bases(kernel, w.data.counts, w.picture_folds, test)
     with pytest.raises(ValueError, match="not those that"):
         encode_joint(bases, [pair], w.data, np.roll(w.picture_folds, 1), ALPHAS, [1.0])
-    bases = joint_bases(0 * w.x @ w.x.T, w.data.counts, w.picture_folds, w.test @ w.x.T)
     with pytest.raises(ValueError, match="the same for every picture"):
-        encode_joint(bases, [pair], w.data, w.picture_folds, ALPHAS, [1.0])
+        joint_bases(0 * w.x @ w.x.T, w.data.counts, w.picture_folds, w.test @ w.x.T)
