@@ -73,8 +73,15 @@ def decode_cv(
     ``form`` "basis" or "pooled" overrides the choice by ``flops``; ``log`` is told the form, its operations
     and passes.
 
-    Memory beside the bases: see MEMORY. None of it depends on ``n_targets``, but for the scores (n_alphas,
-    n_targets) float64 where there is more than one group.
+    Memory beside the bases, in numbers of the voxels' precision, n pictures, m test pictures, A penalties (1
+    for all targets), a fold leaving out m_f trials of n_f pictures, k eigenvectors, k' = min(m_f, k):
+
+    - pooled: A m n + the larger of 6 n block and 3 n^2 + 2 m_f n, and a matrix, n (n + 128) / 2, for each
+      penalty of a group; the gain's, as large, for all A;
+    - basis: A m n + folds k' (k + n_f) + (6 n + 4 k) block, with the gain (6 n + (folds + 4) k) block;
+    - one penalty, in its first pass, 8 bytes each: 1.5 n^2 + 4 k^2, or 2 n^2 and 6 n block of the former.
+
+    None depends on ``n_targets``, but for the scores where there is more than one group, 8 A n_targets bytes.
 
     Raises
     ------
