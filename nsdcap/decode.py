@@ -14,7 +14,7 @@ from nsdcap.features import open_features, rows_of
 from nsdcap.folds import grouped_folds
 from nsdcap.paths import Cell, artefact
 from nsdcap.ridge import edge_share, edge_warning
-from nsdcap.ridge_decode import choose_form, decode_cv
+from nsdcap.ridge_decode import decode_cv
 
 LATENTS = ("z_v", "c", "z")
 
@@ -75,12 +75,10 @@ def _decode_one(
     alphas = getattr(config.decode, f"{name}_alphas") or config.ridge.alphas
     sums = np.zeros(2)
     per_target = config.decode.alpha == "target"
-    form, work = choose_form(bases, len(alphas) if per_target else 1, n_targets, gain=True)
-    print(f"{name}: errors in the {form} form, {work / 1e9:.3g} GFLOP")
     solved = decode_cv(
         bases, lambda start, stop: latents[:, start:stop], n_targets, alphas,
         block=config.ridge.block, per_target=per_target,
-        relative=not config.ridge.absolute,
+        relative=not config.ridge.absolute, log=lambda line: print(f"{name}: {line}"),
     )  # fmt: skip
     for block in solved:
         columns = slice(block.start, block.stop)

@@ -76,9 +76,9 @@ def decode_bases(
     smaller of the voxels' and the trials' Gram matrix is factorised, in float64; a fold's is taken from
     the whole by subtraction. What multiplies targets is kept in the voxels' own precision.
 
-    Memory, k = min(n_trials, p): in that precision, k (folds n_pictures + n_trials (1 + n_left / m_f));
-    in float64 k n_pictures, and while it works 4 p^2 + 4 p n_pictures + n_trials p / folds, or for more
-    voxels than trials 5 n_trials^2 + 2 n_trials p.
+    Memory beside what is given, d bytes a voxel, k = min(n_trials, p), m test pictures: kept, d k (folds
+    n_pictures + n_trials) + 8 k (n_pictures + m) bytes; while it works 8 (4 p^2 + 5 n_pictures p + 3 n_trials
+    p / folds) more, or for more voxels than trials in all 8 (4.5 n_trials^2 + n_trials (p + n_pictures + m)).
 
     Raises
     ------

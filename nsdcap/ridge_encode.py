@@ -55,8 +55,9 @@ def encode_primal(
     single trials. For p < n; products for each penalty are
     (p, p / 2) @ (p, block), in the precision of the responses.
 
-    Memory, in numbers of 8 bytes: 2 (n + m) p + folds (2 p^2 + 2 n p / folds) + block (2 n + folds p),
-    whatever t, and predictions (m, t); with ``return_weights`` also (p, t).
+    Memory beside what is given, d bytes a response, A penalties, k = min(n / folds, p): 8 (2 (n + m) p +
+    (2 folds + 3) p^2 + block (2.5 n + (folds + 3) p)) + d k (n + folds p) bytes whatever t, scores and
+    predictions (8 (A + 1) + d m) t; with ``return_weights`` also d p t.
 
     Raises
     ------
@@ -216,7 +217,7 @@ class KernelBasis:
 def kernel_basis(kernel: Any, counts: Any, others: Any, intercept: bool = True) -> KernelBasis:
     """Factorise the uncentred kernel (n, n) of pictures shown ``counts`` times; ``others`` (m, n).
 
-    float64; memory 4 n^2 + 2 m n numbers beside the kernels.
+    float64; memory 3 (n^2 + m n) numbers beside the kernels.
     """
     xp = array_module(kernel)
     counts = xp.asarray(counts, dtype=xp.float64)
@@ -266,8 +267,10 @@ def encode_basis(
 ) -> Fit:  # fmt: skip
     """``encode_dual`` from the kernel's eigenbasis, which it needs once for all folds.
 
-    Products for each penalty: (n_f, n) @ (n, block) for each fold, of n_f pictures. Memory: responses
-    (n, t) once more, in their precision, and 3 n_f n float64.
+    Products for each penalty: (n_f, n) @ (n, block) for each fold, of n_f pictures.
+
+    Memory beside what is given, d bytes a response, m pictures predicted: responses once more and predictions,
+    d (n + m) t, scores 40 A t for A penalties, and 8 n times the larger of 5 n_f and 3 block bytes.
 
     Raises
     ------
@@ -294,7 +297,9 @@ def encode_basis(
         mean[columns] += xp.asarray(data.centre[columns])
         if not intercept:
             y += mean[columns]
-        inner[:, columns] = basis.vectors.T @ (y * basis.weight[:, None])
+        y *= basis.weight[:, None]
+        inner[:, columns] = basis.vectors.T @ y
+    del y
     errors = xp.zeros((len(grid), t))
     for fold in np.unique(folds):
         rows = xp.asarray(np.flatnonzero(folds == fold))
@@ -308,6 +313,7 @@ def encode_basis(
             out = (xp.linalg.inv(half @ half.T) @ (half * root)).astype(dtype)  # (n_f, k)
             for columns in blocks(t, block):
                 errors[number, columns] += squares(out @ inner[:, columns])
+        del left, half, out
     scores = r2(to_host(errors) + data.within, to_host(total) + data.within)
     index = scores.argmax(0)
     if not per_target:
@@ -322,13 +328,11 @@ def encode_basis(
 
 def _training_scale(basis: KernelBasis, rows: Any, fold: Any) -> float:
     """Mean eigenvalue, trace / n_trials, of the Gram matrix about their mean of all but the fold's ``rows``."""
-    xp = array_module(basis.vectors)
-    train = xp.ones(len(basis.weight), dtype=bool)
-    train[rows] = False
-    vectors, weight = basis.vectors[train], basis.weight[train]
-    n_train = weight @ weight
-    trace = ((vectors**2) @ basis.values).sum()
+    # from the rows left out: columns of vectors have length 1, and are orthogonal to the weights
+    left, weight = basis.vectors[rows], basis.weight[rows]
+    n_train = basis.weight @ basis.weight - weight @ weight
+    trace = basis.values.sum() - ((left**2) @ basis.values).sum()
     if basis.vectors.shape[1] < len(basis.weight):  # with an intercept
-        trace -= ((weight @ vectors) ** 2) @ basis.values / n_train
+        trace -= ((weight @ left) ** 2) @ basis.values / n_train
     check_spread("the features of its kernel", fold, float(trace), float(basis.values.sum()))
     return float(trace / n_train)

@@ -58,7 +58,8 @@ class JointBases:
 def joint_bases(kernel: Any, counts: Any, folds: Any, test: Any) -> JointBases:
     """Factorise the uncentred kernel (n, n), ``test`` (m, n), for ``encode_joint``.
 
-    Memory: (folds + 1) n^2 float64, and while it works 4 n^2 more.
+    Memory beside what is given: (folds - 1) n^2 + 3 (n^2 + m n) float64, of which the first stay, and n^2 +
+    m n of the last.
 
     Raises
     ------
@@ -100,8 +101,11 @@ def encode_joint(
     ``spaces``. Equal to ridge on the single trials of both spaces, scaled.
 
     Products for each penalty and fold of n_f pictures: (n_f, n) @ (n, t) once, (q, n) @ (n, t) for each
-    space, (q, q / 2) @ (q, t) for each ratio. Memory: responses (n, t) once more and errors (n_f, t) in the
-    responses' precision, 4 n q float64, scores (n_ratios, n_alphas, t) for each space.
+    space, (q, q / 2) @ (q, t) for each ratio.
+
+    Memory beside what is given, d bytes a response, s spaces: responses once more, those left out and
+    predictions, d (n + n_f + (s + 1) m) t, scores 8 A (s n_ratios + 3 n_ratios + 1) t for A penalties, and
+    8 (2 n_f n + (s + 6) n q + 3 q^2 + 3 n block) bytes.
 
     Raises
     ------
@@ -140,6 +144,7 @@ def encode_joint(
                     sums[:, row, columns] += to_host(
                         update.errors(inner[:, columns], lefts[:, columns], strength)
                     )
+        del inner, truth, lefts, sides, out, hat  # before the next fold's are there
     total = np.empty(t)
     for columns in blocks(t, block):
         y = data.deviation[:, columns].astype(np.float64)
@@ -204,7 +209,9 @@ def _rotated(
         responses = data.deviation[:, columns]
         y = xp.asarray(responses[train]).astype(xp.float64)
         mean = counts @ y / counts.sum()
-        inner[:, columns] = basis.vectors.T @ ((y - mean) * basis.weight[:, None])
+        y -= mean
+        y *= basis.weight[:, None]
+        inner[:, columns] = basis.vectors.T @ y
         truth[:, columns] = (xp.asarray(responses[left]).astype(xp.float64) - mean) * weight
     return inner, truth
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from nsdcap.memory import free_host_memory
 from nsdcap.ridge import check_block
 
 
@@ -55,9 +56,9 @@ def uploader(xp: Any) -> Callable[[np.ndarray], Any]:
 
 
 def free_memory(xp: Any) -> float:
-    """Bytes free on the GPU of ``xp``; no bound on the host."""
+    """Bytes free on the GPU of ``xp``, or on the host."""
     if xp.__name__ != "cupy":
-        return float("inf")
+        return free_host_memory()
     return xp.cuda.Device().mem_info[0] + xp.get_default_memory_pool().free_bytes()
 
 
@@ -67,4 +68,5 @@ def fitting_block(xp: Any, block: int, bytes_a_target: float) -> int:
     ValueError where ``block`` is not a whole number above 0.
     """
     check_block(block)
-    return int(max(1, min(block, free_memory(xp) / 3 // bytes_a_target)))
+    free = free_memory(xp) if xp.__name__ == "cupy" else float("inf")
+    return int(max(1, min(block, free / 3 // bytes_a_target)))

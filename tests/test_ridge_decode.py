@@ -20,10 +20,11 @@ from test_ridge import (
     world,
 )
 
-from nsdcap import ridge_decode
+from nsdcap import decode_forms
 from nsdcap.decode_bases import decode_bases
+from nsdcap.decode_forms import flops, make_plan
 from nsdcap.folds import grouped_folds
-from nsdcap.ridge_decode import choose_form, decode_cv, flops
+from nsdcap.ridge_decode import decode_cv
 from nsdcap.streams import ahead
 
 
@@ -156,10 +157,17 @@ def test_the_form_of_fewer_operations_is_taken(monkeypatch: pytest.MonkeyPatch) 
     for n_targets, expected in ((1, "basis"), (10**6, "pooled")):
         costs = flops(bases, 10, n_targets, False)
         assert min(costs, key=lambda form: costs[form]) == expected
-        assert choose_form(bases, 10, n_targets, False) == (expected, costs[expected])
-    # ten matrices of 60 pictures, of which half is kept, must have room
-    monkeypatch.setattr(ridge_decode, "POOLED_LIMIT", 10 * 60**2 * 8 / 2 - 1)
-    assert choose_form(bases, 10, 10**6, False) == ("basis", costs["basis"])
+        plan = make_plan(bases, 10, n_targets, False)
+        assert (plan.form, plan.flop, plan.groups) == (expected, costs[expected], [slice(0, 10)])
+    # half of the free memory holds five of ten matrices of 60 pictures, half of each, and no more
+    size = 60 * (60 + 128) * 8 / 2
+    for free, form, groups in (
+        (2 * 5 * size, "pooled", [slice(0, 5), slice(5, 10)]),
+        (2 * size - 1, "basis", [slice(0, 10)]),
+    ):
+        monkeypatch.setattr(decode_forms, "free_memory", lambda xp, free=free: free)
+        plan = make_plan(bases, 10, 10**6, False)
+        assert (plan.form, plan.groups) == (form, groups)
 
 
 def test_decode_reads_each_target_once_a_pass() -> None:

@@ -22,7 +22,10 @@ from nsdcap.folds import collapse
 from nsdcap.ridge_encode import encode_dual, encode_flops, encode_primal
 from nsdcap.ridge_estimator import RidgeCV
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*targets want a penalty at an end:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*targets want a penalty at an end:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The groups parameter is ignored:UserWarning"),
+]
 
 
 @REPEATS
