@@ -52,7 +52,7 @@ def decode(options: argparse.Namespace, targets: int) -> dict:
     x = rng.standard_normal((TRIALS, options.voxels), "f4")
     test = rng.standard_normal((TESTS, options.voxels), "f4")
     folds = grouped_folds(picture, FOLDS, 0)
-    alphas = np.logspace(-5, 4, options.alphas)
+    alphas = list(np.logspace(-5, 4, options.alphas))
     start = time.perf_counter()
     bases = decode_bases(x, picture, test, folds, PICTURES)
     del x
