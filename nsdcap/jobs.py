@@ -146,13 +146,13 @@ def ask(*command: str, timeout: float = 60) -> str:
     return done.stdout
 
 
-def queue() -> list[list[str]]:
+def queue(timeout: float = 60) -> list[list[str]]:
     """[element's id, state, reason, time left, node, name] of all the user's jobs that SLURM holds.
 
     Ended jobs are held for the cluster's MinJobAge, five minutes by default.
     """
     text = ask("squeue", f"--user={getpass.getuser()}", "--states=all", "--noheader", "--array",
-               "--format=%i|%T|%r|%L|%N|%j")  # fmt: skip
+               "--format=%i|%T|%r|%L|%N|%j", timeout=timeout)  # fmt: skip
     return [line.split("|", 5) for line in text.splitlines() if line.count("|") >= 5]
 
 
