@@ -5,19 +5,34 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import os
 import time
 import traceback
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nsdcap import __version__, config, parts
 from nsdcap.config import Config
 from nsdcap.errors import DataError, NsdcapError
-from nsdcap.paths import Cell, artefact, atomic, config_file, failure, sidecar, write_json
+from nsdcap.paths import (
+    DONE,
+    FAILED,
+    Cell,
+    artefact,
+    atomic,
+    config_file,
+    failure,
+    place,
+    sidecar,
+    write_json,
+)
 from nsdcap.stages import STAGES
+
+ENDS = ("", DONE, FAILED)  # of an artefact's path: itself, and what may lie beside it
 
 
 class Incomplete(NsdcapError):
@@ -62,46 +77,64 @@ def open_nsd(settings: Config) -> Any:
 class Ledger:
     """Which cells of a run are done. What a cell's result depends on is written beside it, as
     settings, files read (size and time) and the signatures of its inputs, and compared.
+
+    A ledger looks at each file from outside once, when it is first asked; a new one looks again.
     """
 
     def __init__(self, settings: Config, out: Path):
         self.settings, self.out, self.nsd = settings, out, open_nsd(settings)
         self._depends: dict[Cell, dict[str, Any]] = {}
+        self._common: dict[Cell, tuple[dict[str, Any], str]] = {}
+        self._found: dict[tuple[str, Any], Any] = {}
 
     def depends(self, cell: Cell) -> dict[str, Any]:
         """All that decides a cell's result, and its ``signature``."""
         if cell not in self._depends:
-            stage = STAGES[cell.stage]
-            chosen = {name: _setting(self.settings, name) for name in stage.settings}
-            if "data.sessions" in chosen:  # 0, all that there are, is another number tomorrow
-                chosen["data.sessions"] = len(sessions_of(self.settings, self.nsd, cell.subject))
-            found = {
-                "version": __version__,
-                "settings": chosen,
-                "files": self._files(cell),
-                "inputs": {
-                    str(other): self.depends(other)["signature"]
-                    for other in stage.inputs(cell, self.settings)
-                },
-            }
-            text = json.dumps([str(cell), found], sort_keys=True)
-            found["signature"] = hashlib.sha256(text.encode()).hexdigest()
-            self._depends[cell] = found
+            common, text = self._of_all_layers(cell)
+            text = f"[{json.dumps(str(cell))}, {text}]"
+            signature = hashlib.sha256(text.encode()).hexdigest()
+            self._depends[cell] = {**common, "signature": signature}
         return self._depends[cell]
+
+    def inputs(self, cell: Cell) -> list[Cell]:
+        """The cells that must be done before; the same for all layers of a subject."""
+        return STAGES[cell.stage].inputs(Cell(cell.stage, cell.subject), self.settings)
 
     def state(self, cell: Cell) -> State:
         """Whether a cell is done, by what lies on disk."""
-        wanted, beside = self.depends(cell), sidecar(self.out, cell)
-        if beside.exists() and artefact(self.out, cell).exists():
-            kept = json.loads(beside.read_text())["depends"]
-            if kept["signature"] == wanted["signature"]:
+        path = f"{self.out}/{place(cell)}"
+        return self._state(cell, path, {end for end in ENDS if os.path.exists(path + end)})
+
+    def states(self, cells: Iterable[Cell]) -> list[State]:
+        """``state`` of many cells: each folder is listed once, and only sidecars are opened."""
+        listed: dict[str, set[str]] = {}
+        found = []
+        for cell in cells:
+            path = f"{self.out}/{place(cell)}"
+            folder, _, name = path.rpartition("/")
+            if folder not in listed:
+                try:
+                    listed[folder] = set(os.listdir(folder))
+                except (FileNotFoundError, NotADirectoryError):
+                    listed[folder] = set()
+            names = listed[folder]
+            found.append(self._state(cell, path, {end for end in ENDS if name + end in names}))
+        return found
+
+    def _state(self, cell: Cell, path: str, there: set[str]) -> State:
+        """From the artefact's ``path`` and which of ``ENDS`` follow it on disk."""
+        wanted = self.depends(cell)  # first: what is missing outside is told whatever is there
+        if {"", DONE} <= there:
+            with open(path + DONE, "rb", buffering=0) as file:
+                kept = file.read()
+            # so nothing is parsed where all is well; other signatures stand under other names
+            if b'"signature": "%s"' % wanted["signature"].encode() in kept:
                 return State(cell, "done")
-            return State(cell, "stale", _difference(kept, wanted))
-        failed = failure(self.out, cell)
-        if failed.exists():
-            signature, *lines = failed.read_text().strip().splitlines()
+            return State(cell, "stale", _difference(json.loads(kept)["depends"], wanted))
+        if FAILED in there:
+            signature, *lines = Path(path + FAILED).read_text().strip().splitlines() or [""]
             if signature == wanted["signature"]:
-                return State(cell, "failed", lines[-1])
+                return State(cell, "failed", lines[-1] if lines else "no message")
         return State(cell, "missing", "not computed yet")
 
     def forget(self, cell: Cell) -> None:
@@ -123,11 +156,7 @@ class Ledger:
         if not force and self.state(cell).word == "done":
             parts.forget(self.out, cell)  # what a kill between the last two steps left
             return "skipped"
-        gaps = [
-            str(other)
-            for other in STAGES[cell.stage].inputs(cell, self.settings)
-            if self.state(other).word != "done"
-        ]
+        gaps = [str(s.cell) for s in self.states(self.inputs(cell)) if s.word != "done"]
         if gaps:
             raise Incomplete(
                 f"{cell} needs {len(gaps)} cells that are not done: {', '.join(gaps[:6])}"
@@ -157,24 +186,63 @@ class Ledger:
         parts.forget(self.out, cell)
         return "done"
 
+    def _of_all_layers(self, cell: Cell) -> tuple[dict[str, Any], str]:
+        """What a cell depends on beside its name, and that as JSON; layers of a subject share it."""
+        key = Cell(cell.stage, cell.subject)
+        if key not in self._common:
+            stage = STAGES[cell.stage]
+            chosen = {name: _setting(self.settings, name) for name in stage.settings}
+            if "data.sessions" in chosen:  # 0, all that there are, is another number tomorrow
+                chosen["data.sessions"] = len(self._sessions(cell.subject))
+            found = {
+                "version": __version__,
+                "settings": chosen,
+                "files": self._files(key),
+                "inputs": {
+                    str(other): self.depends(other)["signature"] for other in self.inputs(key)
+                },
+            }
+            self._common[key] = found, json.dumps(found, sort_keys=True)
+        return self._common[key]
+
     def _files(self, cell: Cell) -> dict[str, str]:
         """Size and time of every file from outside that a cell reads."""
+        found: dict[str, str] = {}
+        stage, every = STAGES[cell.stage], self.settings.data.subjects
+        for kind in stage.nsd:
+            subjects = every if cell.subject is None else (cell.subject,)
+            found |= self._once(kind, cell.subject, partial(self._nsd, kind, subjects, cell))
+        for model in stage.weights:
+            found |= self._once("weights", model, partial(self._weights, model))
+        return found
+
+    def _nsd(self, kind: str, subjects: tuple[int, ...], cell: Cell) -> dict[str, str]:
         from nsdcap.nsd_files import files
 
-        stage, sessions = STAGES[cell.stage], sessions_of(self.settings, self.nsd, cell.subject)
         found = {}
-        for kind in stage.nsd:
-            subjects = self.settings.data.subjects if cell.subject is None else (cell.subject,)
-            for path in files(self.nsd, kind, subjects, sessions):
-                inside = path.is_relative_to(self.nsd.root)
-                name = path.relative_to(self.nsd.root) if inside else path.name
-                found[str(name)] = _stamp(path)
-        for model in stage.weights:
-            folder = Path(getattr(self.settings.models, model))
-            if folder.is_dir():
-                for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-                    found[f"{model}/{path.relative_to(folder)}"] = _stamp(path)
+        for path in files(self.nsd, kind, subjects, self._sessions(cell.subject)):
+            inside = path.is_relative_to(self.nsd.root)
+            name = path.relative_to(self.nsd.root) if inside else path.name
+            found[str(name)] = self._once("stamp", path, partial(_stamp, path))
         return found
+
+    def _weights(self, model: str) -> dict[str, str]:
+        folder = Path(getattr(self.settings.models, model))
+        if not folder.is_dir():
+            return {}
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {f"{model}/{path.relative_to(folder)}": _stamp(path) for path in paths}
+
+    def _sessions(self, subject: int | None) -> list[int]:
+        return self._once(
+            "sessions", subject, partial(sessions_of, self.settings, self.nsd, subject)
+        )
+
+    def _once(self, what: str, key: Any, look: Callable[[], Any]) -> Any:
+        """What ``look`` found the first time."""
+        if (what, key) not in self._found:
+            self._found[what, key] = look()
+        return self._found[what, key]
 
 
 def run_cell(out: str, stage: str, subject: int | None, layer: int | None, force: bool) -> str:
@@ -186,7 +254,6 @@ def run_cell(out: str, stage: str, subject: int | None, layer: int | None, force
     return Ledger(settings, Path(out)).run(Cell(stage, subject, layer), force)
 
 
-@cache
 def _stamp(path: Path) -> str:
     try:
         stat = path.stat()

@@ -26,7 +26,10 @@ ACTIVE = {
     "PENDING": "pending", "REQUEUED": "pending", "REQUEUE_HOLD": "pending", "REQUEUE_FED": "pending",
     "RESIZING": "running", "SPECIAL_EXIT": "pending",
 }  # fmt: skip
-NEVER = "DependencyNeverSatisfied"  # a pending job's reason: it waits for what has failed
+NEVER = (
+    "DependencyNeverSatisfied",
+    "launch failed requeued held",
+)  # a pending job's reason: in vain
 
 
 class QueueError(NsdcapError):
@@ -43,6 +46,7 @@ class Array:
     died before it could note ``job``. ``job`` "" if it is not known to have been submitted, ``held``
     while its cells are not yet told what to wait for. Of each cell: ``tries``, this one counted, how
     often it had failed for want of ``memory`` and ``time``, and the signature of what it is made from.
+    ``resources`` it asked for, and what its cells wait for, [cells, on which] for each group of them.
     """
 
     name: str
@@ -56,6 +60,7 @@ class Array:
     time: tuple[int, ...] = ()
     signatures: tuple[str, ...] = ()
     resources: dict = field(default_factory=dict)
+    waits: list = field(default_factory=list)
 
     def element(self, index: int) -> str:
         """The job id of a cell; an array of one is a plain job."""
@@ -170,14 +175,15 @@ def tasks(
 
     A job that the queue no longer holds is asked of accounting, in one call.
     """
-    known = {row[0]: row for row in rows or []}
+    # by the name too: a controller that was killed may give a job's id out again
+    known = {(row[0], row[5]): row for row in rows or []}
     found: dict[Cell, Task] = {}
     for array in read(out) if arrays is None else arrays:
         if not array.job:
             continue
         for index, cell in enumerate(array.cells):
             number = array.element(index)
-            state, reason, left, node = known.get(number, [number, "", "", "", ""])[1:5]
+            state, reason, left, node = known.get((number, array.name), [""] * 6)[1:5]
             found[cell] = Task(
                 cell, number, array.submitted, logs(out) / f"{number}_0_log.err", state, reason,
                 left, node, array.tries[index], array.memory[index], array.time[index],
@@ -227,7 +233,7 @@ def cause(task: Task, note: Path, state: str = "") -> tuple[str, str]:
         told = [line for line in lines if re.search(pattern, line)]
         if told:
             return word, told[-1].strip()
-    if not tail and (state == "CANCELLED" or task.reason == NEVER):
+    if not tail and (state == "CANCELLED" or task.reason in NEVER):
         return "dependency", "cancelled before it began: what it needs has failed, or by hand"
     if state == "CANCELLED":
         return "cancelled", state

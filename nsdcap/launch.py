@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import signal
 import sys
@@ -81,7 +82,7 @@ def launch(options: argparse.Namespace) -> int:
     site = read_site(options) if executor == "slurm" else None
     print(f"executor {executor}: {why}", flush=True)
     if options.dry_run:
-        from nsdcap.cost import tell_plan
+        from nsdcap.dry_run import tell_plan
 
         tell_plan(ledger, cells, options.force)
         if site is not None:
@@ -227,8 +228,8 @@ def told(traceback: str) -> tuple[str, int]:
     """The message and the exit code of an error by its traceback in another process."""
     from nsdcap import cells, errors
 
-    lines = traceback.split("-" * 10)[1:2] or [traceback]
-    lines = [line for line in lines[0].splitlines() if line.strip("- ")] or ["no message"]
+    inside = re.split(r"^-{20,}$", traceback, flags=re.M)[1:2] or [traceback]
+    lines = inside[0].strip().splitlines() or ["no message"]
     kinds = (errors.UsageError, errors.DataError, errors.NsdcapError, cells.Incomplete)
     codes = {f"{kind.__module__}.{kind.__name__}": kind.exit_code for kind in kinds}
     name, _, message = lines[-1].partition(": ")

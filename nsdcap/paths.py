@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 HOST = socket.gethostname().split(".")[0]
-_SUFFIX = {"caption": ".json", "aggregate": ""}  # all others are HDF5
+_SUFFIX = {"caption": ".json"}  # all others are HDF5
+DONE, FAILED = ".done.json", ".failed.txt"  # beside an artefact
 
 
 @dataclass(frozen=True)
@@ -33,29 +34,29 @@ class Cell:
         return " ".join(parts)
 
 
-def artefact(out: Path, cell: Cell) -> Path:
-    """Where a cell's result lies."""
+def place(cell: Cell) -> str:
+    """Where a cell's result lies, relative to the run's folder."""
     if cell.stage == "aggregate":
-        return out / "aggregate"
-    if cell.subject is None:
-        name = "shared"
-    else:
-        name = f"subj{cell.subject:02d}"
+        return "aggregate"
+    name = "shared" if cell.subject is None else f"subj{cell.subject:02d}"
     if cell.stage == "encode":
         name += "_z_v" if cell.layer is None else f"_layer{cell.layer:02d}"
-    return out / cell.stage / (name + _SUFFIX.get(cell.stage, ".h5"))
+    return f"{cell.stage}/{name}{_SUFFIX.get(cell.stage, '.h5')}"
+
+
+def artefact(out: Path, cell: Cell) -> Path:
+    """Where a cell's result lies."""
+    return out / place(cell)
 
 
 def sidecar(out: Path, cell: Cell) -> Path:
     """The JSON beside an artefact; it is written last, so its presence says that the cell is done."""
-    path = artefact(out, cell)
-    return path.with_name(path.name + ".done.json")
+    return out / (place(cell) + DONE)
 
 
 def failure(out: Path, cell: Cell) -> Path:
     """What stopped a cell the last time it ran: its signature, then the traceback."""
-    path = artefact(out, cell)
-    return path.with_name(path.name + ".failed.txt")
+    return out / (place(cell) + FAILED)
 
 
 def parts_folder(out: Path, cell: Cell) -> Path:

@@ -71,7 +71,7 @@ def make(
             state.word == "pending"
             and (last or not lacking)
             and not anew.intersection(needed)
-            and (state.task is None or state.task.reason != NEVER)
+            and (state.task is None or state.task.reason not in NEVER)
         )
         if stands:
             plan.kept.append(cell)

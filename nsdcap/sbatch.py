@@ -9,7 +9,7 @@ from typing import Any
 
 from nsdcap import containers
 from nsdcap.cells import Ledger
-from nsdcap.cost import estimate
+from nsdcap.cost import Costs
 from nsdcap.errors import UsageError
 from nsdcap.jobs import Array
 from nsdcap.paths import Cell
@@ -37,9 +37,10 @@ def needed_resources(
 ) -> Callable[[str, list[Cell], int, int], Resources]:
     """A function of a stage, its cells, and how often they failed for want of memory and of time."""
 
+    costs = Costs(ledger)
+
     def needed(stage: str, cells: list[Cell], memory: int, late: int) -> Resources:
-        costs = [estimate(cell, ledger) for cell in cells]
-        return resources(stage, costs, site, memory=memory, time=late)
+        return resources(stage, map(costs.of, cells), site, memory=memory, time=late)
 
     return needed
 
@@ -69,7 +70,7 @@ def python(ledger: Ledger, site: Site, needed: Resources) -> str:
     """The shell's words for a task's Python."""
     return shlex.join(
         containers.command(
-            ledger, site.image, gpu=site.nv and needed.has_gpu, threads=needed.cpus,
+            ledger, site.image, gpu=site.nv and needed.gpus > 0, threads=needed.cpus,
             binds=site.binds, cache=site.cache,
         )
     )  # fmt: skip

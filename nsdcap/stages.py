@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from nsdcap.config import Config
 from nsdcap.errors import DataError
@@ -30,6 +31,7 @@ class Stage:
     ``function`` is "module:name", imported when a cell runs, called as
     ``function(cell, config, nsd, out, target)``. ``settings`` are the parts of the configuration
     that its result depends on, ``weights`` the models and ``nsd`` the kinds of NSD files it reads.
+    ``inputs`` are the same for all layers of a subject: it is called without one.
     """
 
     function: str
@@ -146,7 +148,8 @@ def encode_states(config: Config) -> tuple[int, ...]:
     DataError
         A state that the captioner does not have.
     """
-    count = 1 + _text_layers(config.models.blip)
+    text = blip_config(config.models.blip).get("text_config", {})
+    count = 1 + int(text.get("num_hidden_layers", 12))
     wrong = [state for state in config.encode.states if not 0 <= state < count]
     if wrong:
         raise DataError(
@@ -157,8 +160,14 @@ def encode_states(config: Config) -> tuple[int, ...]:
 
 
 @lru_cache
-def _text_layers(where: str) -> int:
-    """Layers of a BLIP's text decoder, from its configuration alone."""
+def blip_config(where: str) -> dict[str, Any]:
+    """A BLIP's config.json, of a folder or a hub id.
+
+    Raises
+    ------
+    DataError
+        Neither a folder with config.json nor a hub id that can be reached.
+    """
     if not where:
         raise DataError(
             "models.blip is empty: give a Hugging Face folder or a hub id of a BLIP captioner"
@@ -175,4 +184,4 @@ def _text_layers(where: str) -> int:
                 f"models.blip = {where!r}: neither a folder with config.json nor a hub id that can be "
                 "reached; download the weights or give their folder"
             ) from error
-    return int(json.loads(file.read_text())["text_config"].get("num_hidden_layers", 12))
+    return dict(json.loads(file.read_text()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import sys
 import time
 from collections import Counter
@@ -16,7 +17,6 @@ from nsdcap.errors import NsdcapError
 from nsdcap.jobs import Array
 from nsdcap.paths import Cell
 from nsdcap.site import Resources, Site
-from nsdcap.stages import STAGES
 from nsdcap.survey import survey
 
 # array, resources, dependency, to be held or not -> the job's id
@@ -37,12 +37,10 @@ def settle(
     retry_failed: bool,
 ) -> tuple[plan.Plan, dict[Cell, plan.Known]]:  # fmt: skip
     """The plan for ``cells`` and how they, and all that they need, stand."""
-    inputs = {cell: STAGES[cell.stage].inputs(cell, ledger.settings) for cell in cells}
-    every = dict.fromkeys([*cells, *(other for found in inputs.values() for other in found)])
+    inputs = ledger.inputs
+    every = dict.fromkeys([*cells, *(other for cell in cells for other in inputs(cell))])
     known = survey(ledger, every, rows)
-    found = plan.make(
-        cells, known, inputs.__getitem__, retry_failed=retry_failed, retries=site.retries
-    )
+    found = plan.make(cells, known, inputs, retry_failed=retry_failed, retries=site.retries)
     return found, known
 
 
@@ -71,11 +69,7 @@ def arrays(
             )  # fmt: skip
             needs = plan.needs(
                 part,
-                lambda cell: [
-                    other
-                    for other in STAGES[cell.stage].inputs(cell, ledger.settings)
-                    if other in missing
-                ],
+                lambda cell: [other for other in ledger.inputs(cell) if other in missing],
             )
             made.append(Planned(array, resources(stage, part, memory, late), needs))
     return made
@@ -158,7 +152,16 @@ def _hand_over(
 
     # cells that do not all wait for the same are held until each waits for its own: if an array waited
     # for all that any of them needs, one failure would cancel all of it
-    array = replace(planned.array, held=len(planned.needs) > 1)
+    waits = [
+        [
+            [str(planned.array.cells[index]) for index in need.indices],
+            [str(cell) for cell in need.on],
+        ]
+        for need in planned.needs
+    ]
+    array = replace(
+        planned.array, held=len(waits) > 1, resources=vars(planned.resources), waits=waits
+    )
     jobs.write(out, array)
     on = [] if array.held else planned.needs[0].on
     number = hand_over(array, planned.resources, after(base[cell] for cell in on), array.held)
@@ -236,5 +239,5 @@ def _tell(found: plan.Plan, ready: list[Planned], out: Path) -> int:
         print(f"  {cell}: not submitted, it needs {names}", file=sys.stderr)
     if len(found.blocked) > 6:
         print(f"  ... {len(found.blocked)} such cells", file=sys.stderr)
-    print(f"python -m nsdcap.status {out}")
+    print(f"python -m nsdcap.status {shlex.quote(str(out))}")
     return 1 if found.refused else 75 if found.blocked else 0

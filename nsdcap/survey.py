@@ -18,7 +18,7 @@ def survey(
     Accounting is asked once, of jobs that the queue no longer knows and that left no result.
     """
     found = jobs.tasks(ledger.out, rows)
-    states = {cell: ledger.state(cell) for cell in cells}
+    states = {state.cell: state for state in ledger.states(cells)}
     unknown = [
         task.job
         for cell, task in found.items()

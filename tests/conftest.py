@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from images import built_image, pulled_image, registry, tiny_image  # noqa: F401, fixtures
 
 from nsdcap.miniature.tree import write_tree
 

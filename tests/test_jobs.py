@@ -35,8 +35,9 @@ def test_the_last_job_of_a_cell_counts_and_one_without_a_job_does_not(tmp_path):
     jobs.write(tmp_path, again)
     jobs.write(tmp_path, replace(ARRAY, name="nsdcap-encode-c", submitted=10.0))
     rows = [
-        ["41_0", "RUNNING", "None", "1:00", "n1", "a"],
-        ["50", "PENDING", "Priority", "", "", ""],
+        ["41_0", "RUNNING", "None", "1:00", "n1", "nsdcap-encode-a"],
+        ["41_1", "RUNNING", "None", "1:00", "n1", "another's, under an id given out again"],
+        ["50", "PENDING", "Priority", "", "", "nsdcap-encode-b"],
     ]
     found = jobs.tasks(tmp_path, rows)
     assert (found[CELLS[0]].job, found[CELLS[0]].word) == ("50", "pending")
@@ -106,7 +107,7 @@ def test_a_cells_own_note_tells_of_an_exception_unless_it_is_older_than_the_job(
 
 
 def test_a_job_that_never_began_was_cancelled_for_its_inputs(tmp_path):
-    task = Task(CELLS[0], "9", 0.0, tmp_path / "none", "CANCELLED", jobs.NEVER)
+    task = Task(CELLS[0], "9", 0.0, tmp_path / "none", "CANCELLED", jobs.NEVER[0])
     assert jobs.cause(task, tmp_path / "note")[0] == "dependency"
     assert jobs.cause(replace(task, state="", reason=""), tmp_path / "note")[0] == "lost"
 

@@ -75,7 +75,7 @@ def test_a_pending_cell_is_submitted_anew_when_its_input_is():
 
 
 def test_a_pending_cell_that_can_never_start_is_withdrawn():
-    stuck = Known(DECODE[0], "pending", NEVER, "", task(DECODE[0], "PENDING", NEVER))
+    stuck = Known(DECODE[0], "pending", NEVER[0], "", task(DECODE[0], "PENDING", NEVER[0]))
     plan = planned({PREPARE[0]: "done", DECODE[0]: stuck})
     assert plan.withdraw == [DECODE[0]]
     assert DECODE[0] in plan.submit

@@ -1,0 +1,100 @@
+"""The table of ``--dry-run``: what would run, why, and what it would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+
+from nsdcap.cells import Ledger
+from nsdcap.cost import Cost, Costs
+from nsdcap.paths import Cell
+
+ROWS = 200  # that are printed at most
+
+
+def tell_plan(ledger: Ledger, cells: list[Cell], force: bool) -> None:
+    """Print what each cell would do and cost, layers of a subject in one row, and sums. Writes nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    costs = Costs(ledger)
+    groups: dict[tuple, list[Cell]] = {}
+    for state in ledger.states(cells):
+        cell, run = state.cell, force or state.word != "done"
+        reason = "--force" if force and state.word == "done" else state.reason or "done, unchanged"
+        key = (cell.stage, cell.subject, cell.layer is None, run, reason)
+        groups.setdefault(key, []).append(cell)
+    table = Table(box=None, pad_edge=False)
+    for name in ("cell", "plan", "reason", "size"):
+        table.add_column(name)
+    for name in ("time each", "memory", "written", "on"):
+        table.add_column(name, justify="right", no_wrap=True)
+    running: list[tuple[Cost, int]] = []
+    for number, ((*_, run, reason), group) in enumerate(groups.items()):
+        cost = costs.of(group[0])
+        if run:
+            running.append((cost, len(group)))
+        row = [name_of(group), "run" if run else "skip", reason]
+        if run:
+            row += [cost.text, duration(cost.seconds), size(cost.memory_bytes)]
+            row += [size(cost.disk_bytes * len(group)), on(cost)]
+        if number < ROWS:
+            table.add_row(*row)
+    console = Console(highlight=False, width=200, markup=False)
+    console.print(table)
+    if len(groups) > ROWS:
+        print(f"... and {len(groups) - ROWS} more rows")
+    _tell_sums(running, len(cells))
+
+
+def _tell_sums(running: list[tuple[Cost, int]], total: int) -> None:
+    runs = sum(count for _, count in running)
+    print(f"{runs} of {total} cells would run, {total - runs} are done")
+    if not runs:
+        return
+    seconds = sum(cost.seconds * count for cost, count in running)
+    gpu = sum(cost.seconds * count for cost, count in running if cost.gpu)
+    written = sum(cost.disk_bytes * count for cost, count in running)
+    most = max(cost.memory_bytes for cost, _ in running)
+    print(
+        f"about {seconds / 3600:,.1f} hours one cell after another, of them {gpu / 3600:,.1f} GPU-hours; "
+        f"{size(written)} written, at most {size(most)} of memory. Rough, from sizes and usual machines: "
+        "see nsdcap/cost.py"
+    )
+
+
+def name_of(cells: list[Cell]) -> str:
+    """Layers of one subject in few words: "encode subj01 layers 00-05, 07 (7)"."""
+    first = cells[0]
+    if len(cells) == 1 or first.layer is None:
+        return str(first)
+    layers = sorted(cell.layer for cell in cells if cell.layer is not None)
+    spans = list(_spans(layers))
+    text = ", ".join(spans[:6]) + (", ..." if len(spans) > 6 else "")
+    return f"{Cell(first.stage, first.subject)} layers {text} ({len(cells)})"
+
+
+def _spans(numbers: list[int]) -> Iterable[str]:
+    for _, part in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        span = [number for _, number in part]
+        yield f"{span[0]:02d}" if len(span) == 1 else f"{span[0]:02d}-{span[-1]:02d}"
+
+
+def on(cost: Cost) -> str:
+    """The processors that the time is for."""
+    return f"1 GPU, {cost.cores} cores" if cost.gpu else f"{cost.cores} cores"
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{max(1, seconds):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in the unit that suits."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= scale:
+            return f"{n_bytes / scale:.3g} {unit}"
+    return f"{n_bytes / 1e3:.0f} kB"
