@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from nsdcap import launch, miniature, parts
 from nsdcap.paths import Cell, artefact, parts_folder, sidecar
@@ -19,7 +20,7 @@ from nsdcap.paths import Cell, artefact, parts_folder, sidecar
 CELL = Cell("decode", 1)
 SMALL = (
     "data.sessions=2", "models.picture_size=32", "models.batch=16", "caption.beams=1",
-    "caption.max_length=12", "reconstruct.coarse_size=40", "reconstruct.size=40",
+    "caption.max_length=8", "roi.z_v=['ventral']", "roi.c=['ventral']", "ridge.alphas=[0.01, 1, 100]", "reconstruct.coarse_size=40", "reconstruct.size=40",
     "reconstruct.samples=1", "reconstruct.steps=2", "reconstruct.batch=10", "ridge.folds=3",
     "ridge.block=256", "encode.nulls=50", "encode.bootstraps=50",
 )  # fmt: skip
@@ -106,7 +107,9 @@ def test_a_signal_that_raises_anywhere_leaves_a_whole_part_or_none(tmp_path):
             except error:
                 stopped += 1
             if (parts_folder(tmp_path, CELL) / f"{name}.part").exists():
-                assert parts.kept(tmp_path, CELL, name, never)["x"].tobytes() == values["x"].tobytes()
+                assert (
+                    parts.kept(tmp_path, CELL, name, never)["x"].tobytes() == values["x"].tobytes()
+                )
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -117,7 +120,21 @@ def test_a_signal_that_raises_anywhere_leaves_a_whole_part_or_none(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tiny_tree, tmp_path_factory):
+def one_thread():
+    """Here and in the processes that are started: the products are small, and cores may be taken."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            patch.setenv(name, "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_tree, tmp_path_factory, one_thread):
     """A run that nothing disturbed: its folder and what it was started with, but for the stage."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     arguments = ["--nsd-root", str(tiny_tree), "--subjects", "1", "--layers", "3"]
@@ -160,7 +177,6 @@ STAGES = [
     (Cell("prepare", 1), "session_1", ()),
     (Cell("features"), "16-32", ()),
     (Cell("decode", 1), "c_256-512", ()),
-    (Cell("decode", 1), "z_v_scores", ("decode.alpha=feature",)),
     (Cell("decode", 1), "c_0-256", ("decode.alpha=feature",)),
     (Cell("caption", 1), "brain_16-32", ()),
     (Cell("reconstruct", 1), "10-20", ()),
@@ -202,20 +218,28 @@ def test_a_killed_cell_goes_on(run, tmp_path, monkeypatch, capsys, cell, part, s
         assert "z_v: errors in the" not in said
 
 
-@pytest.mark.parametrize("extra", [["--set", "encode.nulls=60"], ["--force"]])
-def test_a_new_setting_or_force_begins_anew(run, tmp_path, monkeypatch, capsys, extra):
+def test_a_new_setting_or_force_begins_anew(run, tmp_path, capsys):
     arguments, done = run
     cell = Cell("encode", 1)
-    out = without(cell, done, tmp_path / "out")
-    stage = [*arguments, "--stage", "encode", "--out", str(out)]
-    kill_after("z_v", cell, stage, out)
-    capsys.readouterr()
-    assert launch.main([*stage, *extra]) == 0
-    assert "goes on after" not in capsys.readouterr().out
-    assert not parts_folder(out, cell).exists()
-    same = artefact(out, cell).read_bytes() == artefact(done, cell).read_bytes()
-    assert same == (extra == ["--force"])
-    # what a kill just before the folder is removed leaves goes when the cell is next looked at
-    parts.keep(out, cell, "left", {"x": 1})
-    assert launch.main([*stage, *extra[:-1], *extra[-1:]][: len(stage) + 2 * ("--set" in extra)]) == 0
+    out = without(cell, done, tmp_path / "killed")
+    kill_after("z_v", cell, [*arguments, "--stage", "encode", "--out", str(out)], out)
+    for extra in (["--set", "encode.nulls=500"], ["--force"]):
+        copy = Path(shutil.copytree(out, tmp_path / extra[0], copy_function=os.link))
+        stage = [*arguments, "--stage", "encode", "--out", str(copy), *extra]
+        capsys.readouterr()
+        assert launch.main(stage) == 0
+        assert "goes on after" not in capsys.readouterr().out
+        assert not parts_folder(copy, cell).exists()
+        same = artefact(copy, cell).read_bytes() == artefact(done, cell).read_bytes()
+        assert same == (extra == ["--force"])
+
+
+def test_parts_of_a_cell_that_is_done_are_removed(run, tmp_path, capsys):
+    """They stay where a process is killed between the sidecar and their removal."""
+    arguments, done = run
+    cell, out = Cell("kernel", 1), tmp_path / "out"
+    shutil.copytree(done, out, copy_function=os.link)
+    parts.keep(out, cell, "whole", {"x": 1})
+    assert launch.main([*arguments, "--stage", "kernel", "--out", str(out)]) == 0
+    assert "1 of 1 cells done, 1 of them before" in capsys.readouterr().out
     assert not parts_folder(out, cell).exists()
