@@ -16,8 +16,8 @@ import numpy as np
 
 from nsdcap.cells import Ledger
 from nsdcap.config import Config
+from nsdcap.decode_forms import flops
 from nsdcap.paths import Cell
-from nsdcap.ridge_decode import POOLED_LIMIT, choose_form
 from nsdcap.sizes import DataSizes, ModelSizes, data_sizes, model_sizes
 
 # --- assumptions: of one machine each ---------------------------------------------------------------
@@ -131,7 +131,9 @@ def decode(data: DataSizes, models: ModelSizes, config: Config) -> Cost:
         k = p if primal else trials
         alphas = len(getattr(config.decode, f"{name}_alphas") or config.ridge.alphas)
         tried = alphas if per_target else 1
-        form, products = choose_form(_shapes(trials, n, folds, k), tried, count, gain=True)
+        costs = flops(_shapes(trials, n, folds, k), tried, count, gain=True)
+        form = min(costs, key=costs.__getitem__)  # where its matrices fit, as asked for here
+        products = costs[form]
         work += products + 2.0 * count * m * n + 2.0 * tried * m * n * k
         if not per_target:  # the targets' Gram matrix, in a first pass
             work += 2.0 * count * n**2 + 4.0 * folds * k * n * (k + n)
@@ -147,7 +149,7 @@ def decode(data: DataSizes, models: ModelSizes, config: Config) -> Cost:
             making = 8 * (5.0 * trials**2 + 2.0 * trials * p)
         block = 4.0 * min(count, config.ridge.block) * (6 * n + folds * k + m)
         solving = block + 4.0 * tried * m * n
-        pooled = min(POOLED_LIMIT, 8.0 * tried * n**2) + 8.0 * n**2
+        pooled = 4.0 * tried * n**2 + 12.0 * n**2
         solving += pooled if form == "pooled" else 4.0 * trials * k
         if not per_target:
             solving = max(solving, 8 * (3.0 * n**2 + 4.0 * k**2))
@@ -162,7 +164,7 @@ def decode(data: DataSizes, models: ModelSizes, config: Config) -> Cost:
 
 
 def _shapes(trials: int, n: int, folds: int, k: int) -> Any:
-    """What ``choose_form`` asks of bases, without their numbers."""
+    """What ``decode_forms.flops`` asks of bases, without their numbers."""
     m, left = max(1, trials // folds), max(1, n // folds)
 
     def empty(*shape: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from nsdcap.folds import grouped_folds
 from nsdcap.parts import found, keep, kept
 from nsdcap.paths import Cell, artefact
 from nsdcap.ridge import edge_share, edge_warning
-from nsdcap.ridge_decode import DecodedBlock, choose_form, decode_cv
+from nsdcap.ridge_decode import DecodedBlock, decode_cv
 
 LATENTS = ("z_v", "c", "z")
 
@@ -95,22 +95,12 @@ def _solved(
         return
     bases, n_targets = factorised(), latents.shape[1]
     per_target = config.decode.alpha == "target"
-    n_alphas = len(alphas) if per_target else 1
-
-    def form() -> dict[str, object]:
-        chosen, work = choose_form(bases, n_alphas, n_targets, gain=True)
-        return {"form": chosen, "work": work}
-
-    # the free memory of a GPU has a say in it, so a run that goes on could choose another one
-    choice = kept(out, cell, f"{name}_form", form)
-    print(f"{name}: errors in the {choice['form']} form, {choice['work'] / 1e9:.3g} GFLOP")
     solved = decode_cv(
         bases, lambda start, stop: latents[:, start:stop], n_targets, alphas,
-        block=config.ridge.block, per_target=per_target,
-        relative=not config.ridge.absolute, form=choice["form"].item(), finished=finished,
-        first_pass=lambda compute: kept(
-            out, cell, f"{name}_scores", lambda: {"scores": compute()}
-        )["scores"],
+        block=config.ridge.block, per_target=per_target, relative=not config.ridge.absolute,
+        log=lambda line: print(f"{name}: {line}"), finished=finished,
+        recall=lambda what: (found(out, cell, f"{name}_{what}") or {}).get("array"),
+        note=lambda what, array: keep(out, cell, f"{name}_{what}", {"array": array}),
     )  # fmt: skip
     stops = [0]
     for block in solved:
@@ -139,7 +129,7 @@ def _write(
         sums += block.truth, block.predicted
     group["alpha_index"], group["cv_r2"] = index, cv_r2
     group.attrs["gain"] = np.sqrt(sums[0] / sums[1])
-    group.attrs["edge_share"] = edge_share(index, len(alphas))
+    group.attrs["edge_share"] = edge_share(index, alphas, cv_r2)
     group.attrs["alphas"] = alphas
     group.attrs["n_targets"] = n_targets
     group.attrs["shape"] = latents.attrs["shape"]

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nsdcap.ridge import array_module, check_features, check_folds, check_numbers, eigen
+from nsdcap.ridge import array_module, eigen
 from nsdcap.ridge_encode import kernel_basis
+from nsdcap.ridge_input import check_features, check_folds, check_numbers, check_spread
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,18 @@ def decode_bases(
     smaller of the voxels' and the trials' Gram matrix is factorised, in float64; a fold's is taken from
     the whole by subtraction. What multiplies targets is kept in the voxels' own precision.
 
-    Memory, k = min(n_trials, p): in that precision, k (folds n_pictures + n_trials (1 + n_left / m_f));
-    in float64 k n_pictures, and while it works 4 p^2 + 4 p n_pictures + n_trials p / folds, or for more
-    voxels than trials 5 n_trials^2 + 2 n_trials p.
+    Memory beside what is given, d bytes a voxel, k = min(n_trials, p), m test pictures: kept, d k (folds
+    n_pictures + n_trials) + 8 k (n_pictures + m) bytes; while it works 8 (4 p^2 + 5 n_pictures p + 3 n_trials
+    p / folds) more, or for more voxels than trials in all 8 (4.5 n_trials^2 + n_trials (p + n_pictures + m)).
 
     Raises
     ------
     ValueError
-        Shapes that disagree, numbers that are not finite, fewer than two folds, voxels all the same.
+        Shapes that disagree, no trials, numbers that are not finite, fewer than two folds, a voxel that
+        is the same in every trial, voxels that are all the same in the trials that a fold trains on.
     """
-    _check(voxels, picture, test, folds, n_pictures)
+    picture = np.asarray(picture)
+    folds = _check(voxels, picture, test, folds, n_pictures)
     xp = array_module(voxels)
     # pictures by fold, so that those left out are one slice; where folds split pictures, all train
     first = np.full(n_pictures, -1)
@@ -154,9 +157,10 @@ def _primal(
             own = add_rows(x, member[left], n)
             repeats = np.bincount(member, minlength=n) - np.bincount(member[left], minlength=n)
             rows = summed - own - xp.asarray(repeats)[:, None] * mean
+            trace = float(xp.trace(train))
+            check_spread("voxels", fold, trace, float(xp.trace(gram)))
             values, vectors = eigen(train)
-            scale = float(xp.trace(train)) / n_train
-            yield values, vectors.T @ rows.T, (x - mean) @ vectors, scale
+            yield values, vectors.T @ rows.T, (x - mean) @ vectors, trace / n_train
 
     values, vectors = eigen(gram)
     whole = WholeBasis(
@@ -183,7 +187,9 @@ def _dual(
     def parts() -> Any:
         for fold in np.unique(folds):
             train, left = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
-            yield make(train, kernel[xp.asarray(left)][:, xp.asarray(train)])
+            found = make(train, kernel[xp.asarray(left)][:, xp.asarray(train)])
+            check_spread("voxels", fold, found[-1] * len(train), float(xp.trace(kernel)))
+            yield found
 
     everyone = np.arange(len(voxels))
     return parts(), WholeBasis(*make(everyone, (test - centre) @ x.T))
@@ -205,15 +211,14 @@ def add_rows(x: Any, member: np.ndarray, n: int) -> Any:
     return total
 
 
-def _check(voxels: Any, picture: Any, test: Any, folds: Any, n_pictures: int) -> None:
-    if voxels.ndim != 2 or test.ndim != 2:
-        raise ValueError(f"voxels {voxels.shape}, test {test.shape}: expected (n, p) and (m, p)")
+def _check(voxels: Any, picture: np.ndarray, test: Any, folds: Any, n_pictures: int) -> np.ndarray:
+    """``folds`` (n_trials,) as an array, where all is well."""
+    if voxels.ndim != 2 or test.ndim != 2 or 0 in voxels.shape:
+        raise ValueError(
+            f"voxels {voxels.shape}, test {test.shape}: expected (n, p) and (m, p), n and p above 0"
+        )
     n, p = voxels.shape
-    for name, array, expected in (
-        ("picture", picture, (n,)),
-        ("folds", folds, (n,)),
-        ("test", test, (len(test), p)),
-    ):
+    for name, array, expected in (("picture", picture, (n,)), ("test", test, (len(test), p))):
         if array.shape != expected:
             raise ValueError(
                 f"{name} is {array.shape}, expected {expected} beside voxels {voxels.shape}"
@@ -227,4 +232,4 @@ def _check(voxels: Any, picture: Any, test: Any, folds: Any, n_pictures: int) ->
             raise ValueError(f"{name} are {array.dtype}: expected float32 or float64")
     check_numbers(voxels=voxels, test=test)
     check_features("voxels", voxels)
-    check_folds(folds, n)
+    return check_folds(folds, n)

@@ -19,8 +19,8 @@ from nsdcap.folds import Collapsed, collapse
 from nsdcap.kernel import read_bases, read_pictures, read_whole
 from nsdcap.parts import kept
 from nsdcap.paths import Cell, artefact
-from nsdcap.ridge import Fit, edge_share, edge_warning
-from nsdcap.ridge_encode import encode_basis, encode_primal
+from nsdcap.ridge import Fit, edge_share, edge_warning, to_host
+from nsdcap.ridge_encode import encode_basis, encode_dual, encode_flops, encode_primal
 from nsdcap.ridge_joint import encode_joint
 
 Maps = dict[str, np.ndarray]  # of one model, by name
@@ -59,7 +59,7 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
             cls, cls_test = (
                 z_v_cls(out, subject, ids) for subject, ids in _both(cell.subject, responses)
             )
-            solve = partial(solve_features, cls, cls_test, responses, config)
+            solve = partial(solve_features, "z_v_cls", cls, cls_test, responses, config)
             _write(file, "z_v_cls", kept(out, cell, "z_v_cls", solve))
             return
         spaces = []
@@ -68,7 +68,7 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
                 read_z_b(out, subject, ids, cell.layer, phase)
                 for subject, ids in _both(cell.subject, responses)
             )
-            solve = partial(solve_features, z_b, z_b_test, responses, config)
+            solve = partial(solve_features, f"z_B_{name}", z_b, z_b_test, responses, config)
             _write(file, f"z_B_{name}", kept(out, cell, f"z_B_{name}", solve))
             spaces.append(varying(z_b, z_b_test, config))
         joint = kept(out, cell, "joint", lambda: _joint(cell, spaces, responses, config, out))
@@ -100,13 +100,25 @@ def z_v_cls(out: Path, subject: int | None, ids: np.ndarray) -> np.ndarray:
 
 
 def solve_features(
-    features: np.ndarray, test: np.ndarray, responses: Responses, config: Config
+    name: str, features: np.ndarray, test: np.ndarray, responses: Responses, config: Config
 ) -> Maps:
-    """The maps of a model from few features (n, p), ``test`` (n_test, p) for the test pictures."""
+    """The maps of a model from few features (n, p), ``test`` (n_test, p) for the test pictures.
+
+    From the features or from their kernel, whichever takes fewer operations.
+    """
     space, space_test = varying(features, test, config)
-    fit = encode_primal(
-        space, responses.data, responses.folds, config.ridge.alphas, space_test, config.encode.block
-    )
+    data, folds, alphas = responses.data, responses.folds, config.ridge.alphas
+    (n, p), t = space.shape, data.deviation.shape[1]
+    costs = encode_flops(n, p, len(space_test), t, config.ridge.folds, len(alphas))
+    form = min(costs, key=costs.__getitem__)
+    print(f"{name}: solved in the {form} form, {costs[form] / 1e9:.3g} GFLOP")
+    if form == "primal":
+        fit = encode_primal(space, data, folds, alphas, space_test, config.encode.block)
+    else:
+        mean = space.mean(0)  # else far from 0 a kernel has no digits left
+        space, space_test = space - mean, space_test - mean
+        kernel, kernel_test = space @ space.T, space_test @ space.T
+        fit = encode_dual(kernel, data, folds, alphas, kernel_test, config.encode.block)
     return _maps(fit, responses, config)
 
 
@@ -151,31 +163,33 @@ def _joint(
     for name, fit in zip(PHASES, joint, strict=True):
         own = _maps(fit, responses, config)
         own["ratio"] = np.asarray(config.encode.ratios, dtype="f4")[fit.ratio_index]
-        gains = stats.gain_r2(
-            fit.predictions,
-            single.predictions,
-            responses.test,
-            config.encode.bootstraps,
-            config.seed,
+        xp = array_library(config.ridge.device)
+        both, alone, measured = map(
+            xp.asarray, (fit.predictions, single.predictions, responses.test)
         )
+        gains = stats.gain_r2(both, alone, measured, config.encode.bootstraps, config.seed)
         for key, values in zip(("gain", "gain_low", "gain_high"), gains, strict=True):
-            own[key] = values.astype("f4")
+            own[key] = to_host(values).astype("f4")
         maps |= {f"{name}/{key}": values for key, values in own.items()}
     return maps
 
 
 def _maps(fit: Fit, responses: Responses, config: Config) -> Maps:
-    """r, its p by three rules, and the chosen penalty, (n_voxels,) float32 each; and ``edge_share`` ()."""
-    r = stats.pearson(fit.predictions, responses.test)
-    p, p_fwe = stats.p_permutation(
-        fit.predictions, responses.test, config.encode.nulls, config.seed
-    )
+    """r, its p by three rules, and the chosen penalty, (n_voxels,) float32 each; and ``edge_share`` ().
+
+    r and its null are found on ridge's device.
+    """
+    xp = array_library(config.ridge.device)
+    both = xp.asarray(fit.predictions), xp.asarray(responses.test)
+    found = stats.pearson(*both), *stats.p_permutation(*both, config.encode.nulls, config.seed)
+    r, p, p_fwe = (to_host(values) for values in found)
     maps = {"r": r, "p_permutation": p, "p_fwe": p_fwe,
             "p_gaussian": stats.p_gaussian(r, len(responses.test)),
             "alpha": np.asarray(config.ridge.alphas)[fit.alpha_index]}  # fmt: skip
-    found = {name: values.astype("f4") for name, values in maps.items()}
-    found["edge_share"] = np.asarray(edge_share(fit.alpha_index, len(config.ridge.alphas)))
-    return found
+    share = edge_share(fit.alpha_index, config.ridge.alphas, fit.cv_scores.max(0))
+    return {name: values.astype("f4") for name, values in maps.items()} | {
+        "edge_share": np.asarray(share)
+    }
 
 
 def _write(file: h5py.File, name: str, maps: Maps) -> None:

@@ -6,20 +6,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nsdcap.ridge import about_mean, blocks
+
 
 @dataclass(frozen=True)
 class Collapsed:
     """Trials by picture: what weighted least squares on pictures needs to equal that on trials.
 
-    ``ids`` (n,) sorted groups, ``counts`` (n,) repeats of each, ``mean`` (n, t) over the repeats, in
-    the trials' own precision, ``within`` (t,) float64 sum of squares of all trials about the mean of
-    their group.
+    ``ids`` (n,) sorted groups, ``counts`` (n,) repeats of each, ``deviation`` (n, t) of the mean over the
+    repeats from ``centre``, in the trials' own precision, ``within`` (t,) float64 sum of squares of all
+    trials about the mean of their group, ``centre`` (t,) float64 mean of all trials. Columns that are
+    constant, to rounding, are exactly 0 in ``deviation`` and ``within``.
     """
 
     ids: np.ndarray
     counts: np.ndarray
-    mean: np.ndarray
+    deviation: np.ndarray
     within: np.ndarray
+    centre: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean (n, t) over the repeats, in the trials' own precision; a new array."""
+        return (self.deviation + self.centre).astype(self.deviation.dtype)
 
 
 def grouped_folds(groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
@@ -35,8 +44,8 @@ def grouped_folds(groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
     ids, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
     if n_folds < 2 or len(ids) < n_folds:
         raise ValueError(
-            f"n_folds = {n_folds} with {len(ids)} pictures: expected at least 2 folds and at least as "
-            "many pictures; ask for fewer folds or more sessions"
+            f"n_folds = {n_folds} with {len(ids)} groups (pictures): expected at least 2 folds and at least "
+            "as many groups; ask for fewer folds"
         )
     order = np.random.default_rng(seed).permutation(len(ids))
     sizes, fold = np.zeros(n_folds), np.empty(len(ids), dtype=int)
@@ -54,26 +63,28 @@ def collapse(responses: np.ndarray, groups: np.ndarray, block: int = 2048) -> Co
     Raises
     ------
     ValueError
-        Shapes that disagree, or numbers that are not finite.
+        Shapes that disagree, no trials or columns, or numbers that are not finite.
     """
-    if len(responses.shape) != 2 or len(responses) != len(groups):
+    if len(responses.shape) != 2 or 0 in responses.shape or np.shape(groups) != responses.shape[:1]:
         raise ValueError(
-            f"responses {responses.shape} and groups {np.shape(groups)}: expected (n_trials, t), (n_trials,)"
+            f"responses {responses.shape} and groups {np.shape(groups)}: expected (n_trials, t), "
+            "(n_trials,), none of them 0"
         )
     ids, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.argsort(member, kind="stable")
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     precision = np.float32 if responses.dtype == np.float32 else np.float64
-    mean = np.empty((len(ids), responses.shape[1]), dtype=precision)
-    within = np.empty(responses.shape[1])
-    for start in range(0, responses.shape[1], block):
-        columns = slice(start, start + block)
-        sorted_trials = responses[:, columns].astype(np.float64)[order]
-        if not np.isfinite(sorted_trials).all():
-            bad = start + int(np.flatnonzero(~np.isfinite(sorted_trials).all(0))[0])
+    deviation = np.empty((len(ids), responses.shape[1]), dtype=precision)
+    within, centre = np.empty(responses.shape[1]), np.empty(responses.shape[1])
+    for columns in blocks(responses.shape[1], block):
+        trials = responses[:, columns].astype(np.float64)[order]
+        if not np.isfinite(trials).all():
+            bad = columns.start + int(np.flatnonzero(~np.isfinite(trials).all(0))[0])
             raise ValueError(f"responses: column {bad} is not finite; leave such voxels out first")
-        block_mean = np.add.reduceat(sorted_trials, starts) / counts[:, None]
-        mean[:, columns] = block_mean
-        sorted_trials -= np.repeat(block_mean, counts, axis=0)
-        within[columns] = np.einsum("ij,ij->j", sorted_trials, sorted_trials)
-    return Collapsed(ids, counts, mean, within)
+        # about the mean before they are cast: a large mean would take the digits of what differs
+        trials, centre[columns], _ = about_mean(trials, np.ones(len(trials)))
+        block_mean = np.add.reduceat(trials, starts) / counts[:, None]
+        deviation[:, columns] = block_mean
+        trials -= np.repeat(block_mean, counts, axis=0)
+        within[columns] = np.einsum("ij,ij->j", trials, trials)
+    return Collapsed(ids, counts, deviation, within, centre)

@@ -87,20 +87,24 @@ def read_pictures(subject: int | None, config: Config, out: Path) -> Pictures:
 def z_v_kernels(
     subject: int | None, pictures: Pictures, out: Path, config: Config
 ) -> tuple[Any, Any]:
-    """Kernels of z_v, (n, n) between training pictures and (n_test, n), float64, not centred.
+    """Kernels of z_v, (n, n) between training pictures and (n_test, n), float64.
 
-    z_v is read once, ``ridge.block`` columns at a time.
+    z_v is read once, ``ridge.block`` columns at a time, and taken about the training trials' mean: products
+    of large numbers would leave few digits to what differs.
     """
     xp = array_library(config.ridge.device)
     n, n_test = len(pictures.ids), len(pictures.test_ids)
     train, test = xp.zeros((n, n)), xp.zeros((n_test, n))
+    share = pictures.counts / pictures.counts.sum()
     with open_features(out, subject) as features, open_features(out, None) as test_features:
         rows = rows_of(features, pictures.ids)
         test_rows = rows_of(test_features, pictures.test_ids)
         for columns in blocks(features["z_v"].shape[1], config.ridge.block):
-            x = xp.asarray(features["z_v"][:, columns][rows].astype(np.float64))
+            z_v = features["z_v"][:, columns][rows].astype(np.float64)
+            mean = share @ z_v
+            x = xp.asarray(z_v - mean)
             train += x @ x.T
-            test += xp.asarray(test_features["z_v"][:, columns][test_rows].astype(np.float64)) @ x.T
+            test += xp.asarray(test_features["z_v"][:, columns][test_rows] - mean) @ x.T
     return train, test
 
 

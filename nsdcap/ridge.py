@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -57,9 +58,40 @@ def to_host(array: Any) -> np.ndarray:
 
 
 def blocks(n: int, size: int) -> Iterator[slice]:
-    """Slices of at most ``size`` that cover ``n``."""
-    for start in range(0, n, size):
-        yield slice(start, min(n, start + size))
+    """Slices of at most ``size`` that cover ``n``. ValueError for a size below 1 or with a fraction."""
+    check_block(size)  # at once: what follows runs when the first slice is asked for
+    return (slice(start, min(n, start + size)) for start in range(0, n, size))
+
+
+def check_block(size: Any) -> None:
+    """Raise ValueError where a block's size is not a whole number above 0."""
+    if not isinstance(size, Integral) or size < 1:
+        raise ValueError(f"block: found {size}, expected a whole number above 0")
+
+
+# --- means --------------------------------------------------------------------------------------
+
+
+def about_mean(y: Any, counts: Any) -> tuple[Any, Any, Any]:
+    """y (n, b) float64 less its mean, in place, that mean (b,) and the squares (b,) about it.
+
+    Rows count ``counts`` (n,) float64 times. Columns that are constant, to rounding, become exactly 0, and
+    so do their squares.
+    """
+    weight = counts.sum()
+    mean = counts @ y / weight
+    y -= mean
+    total = squares(y, counts)
+    same = constant(total / weight, mean, len(y))
+    if bool(same.any()):
+        y *= ~same
+        total *= ~same
+    return y, mean, total
+
+
+def constant(mean_square: Any, mean: Any, n: int) -> Any:
+    """Which columns (b,) of n rows are constant: off their mean by no more than a sum of n is wrong by."""
+    return mean_square <= ((n + 10) * 2.0**-52 * mean) ** 2
 
 
 # --- penalties ----------------------------------------------------------------------------------
@@ -83,9 +115,20 @@ def alpha_grid(multiples: Sequence[float] | np.ndarray, eigen_mean: float = 1.0)
     return grid * eigen_mean
 
 
-def edge_share(alpha_index: np.ndarray, n_alphas: int) -> float:
-    """Share of targets whose penalty is the smallest or largest of the grid."""
-    return float(np.mean((alpha_index == 0) | (alpha_index == n_alphas - 1)))
+def edge_share(
+    alpha_index: np.ndarray, alphas: Sequence[float] | np.ndarray, scores: np.ndarray
+) -> float:
+    """Share of targets whose penalty is the smallest or largest of the grid, in whatever order that is.
+
+    ``scores`` (t,) of the targets under their penalty; constant ones, of exactly 0, chose none and are
+    left out. 0 where the grid is one penalty: there is nothing to choose.
+    """
+    grid = np.asarray(alphas, dtype=np.float64)
+    low, high = grid.min(), grid.max()
+    chosen = grid[alpha_index][scores != 0]
+    if high == low or len(chosen) == 0:
+        return 0.0
+    return float(np.mean((chosen == low) | (chosen == high)))
 
 
 def edge_warning(share: float) -> str:
@@ -172,35 +215,3 @@ def squares(x: Any, counts: Any = None) -> Any:
         else:
             total += counts[rows] @ (x[rows] * x[rows])
     return total
-
-
-# --- input --------------------------------------------------------------------------------------
-
-
-def check_numbers(**arrays: Any) -> None:
-    """Raise ValueError with the name and shape of an array that is not 2-d or not finite."""
-    for name, array in arrays.items():
-        if array.ndim != 2:
-            raise ValueError(f"{name} {array.shape}: expected two axes")
-        if not bool(array_module(array).isfinite(array).all()):
-            raise ValueError(
-                f"{name} {array.shape}: numbers that are not finite; leave such columns out"
-            )
-
-
-def check_features(name: str, features: Any) -> None:
-    """Raise ValueError where a column is the same in every row, naming the first: it predicts nothing."""
-    constant = to_host((features.max(0) == features.min(0)).astype(float))
-    if constant.any():
-        raise ValueError(
-            f"{name} {features.shape}: {int(constant.sum())} columns are the same in every row, the first "
-            f"is column {int(constant.argmax())}; leave such columns out"
-        )
-
-
-def check_folds(folds: Any, n: int) -> None:
-    if np.shape(folds) != (n,) or len(np.unique(folds)) < 2:
-        raise ValueError(
-            f"folds {np.shape(folds)}, {len(np.unique(folds))} of them: expected a fold for each of "
-            f"{n} rows, two at least"
-        )

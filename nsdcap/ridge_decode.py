@@ -2,11 +2,10 @@
 
 Voxels of single trials are on the left, and a picture's repeats share its latent: with S the trials'
 pictures, predictions are (H S) y for the latents y of pictures, which are read once. A penalty's squared
-errors over all trials left out are found in whichever of two ways takes fewer operations:
+errors over all trials left out are found in whichever of two forms (``decode_forms``) takes fewer operations:
 
 - in the eigenbasis of each fold, |Q' y - R D V'X'S y|^2, R a triangle (``ridge.triangle``);
-- pooled, y' M y with one matrix (n_pictures, n_pictures) a penalty, half of which is multiplied: the
-  errors of all folds at once.
+- pooled, y' M y with one matrix (n_pictures, n_pictures) a penalty.
 
 One penalty for all targets needs neither: sums over targets are read off the Gram matrix of the targets.
 """
@@ -20,23 +19,23 @@ from typing import Any
 import numpy as np
 
 from nsdcap.decode_bases import DecodeBases, add_rows
+from nsdcap.decode_forms import make_plan, pooled, quadratic
 from nsdcap.ridge import (
     ROWS,
     Triangle,
     alpha_grid,
     array_module,
     blocks,
+    check_block,
+    constant,
     penalised_errors,
     r2,
     squares,
     to_host,
     triangle,
-    triangle_flops,
     unseen,
 )
-from nsdcap.streams import ahead, fitting_block, free_memory, uploader
-
-POOLED_LIMIT = 4e9  # bytes that the pooled form's matrices may take
+from nsdcap.streams import ahead, fitting_block, uploader
 
 
 @dataclass(frozen=True)
@@ -62,110 +61,134 @@ class DecodedBlock:
 def decode_cv(
     bases: DecodeBases, read_targets: Callable[[int, int], Any], n_targets: int,
     alphas: Sequence[float], *, block: int = 4096, per_target: bool = True, relative: bool = True,
-    gain: bool = True, form: str | None = None,
+    gain: bool = True, form: str | None = None, log: Callable[[str], None] = lambda line: None,
     finished: Callable[[slice], DecodedBlock | None] = lambda part: None,
-    first_pass: Callable[[Callable[[], np.ndarray]], np.ndarray] = lambda scores: scores(),
+    recall: Callable[[str], np.ndarray | None] = lambda name: None,
+    note: Callable[[str, Any], object] = lambda name, array: None,
 ) -> Iterator[DecodedBlock]:  # fmt: skip
     """Predict latents of the test pictures, block by block, penalties by cross-validation.
 
     ``read_targets(start, stop)`` gives columns (n_pictures, b) of the latents; a thread reads the next
-    block meanwhile. One penalty a target: one pass over the targets; one for all of them (the best mean
-    R2): two, its choice and predictions. ``alphas`` are multiples of the mean eigenvalue, or (``relative``
-    false) the penalties themselves. Scores are R2 over the single trials left out, in float32 right to
-    about 1e-6 of the variance. ``form`` "basis" or "pooled" overrides the choice by ``flops``.
+    block meanwhile. One penalty a target: one pass over the targets, or one for each group of penalties whose
+    matrices fit in half of the free memory; one for all of them (the best mean R2): two, its choice and
+    predictions. ``alphas`` are multiples of the mean eigenvalue, or (``relative`` false) the penalties
+    themselves. Scores are R2 over the single trials left out, in float32 right to about 1e-6 of the variance.
+    ``form`` "basis" or "pooled" overrides the choice by ``flops``; ``log`` is told the form, its operations
+    and passes.
 
-    A run that goes on gives the blocks that are ``finished``, which are then passed on and their targets
-    not read, and the scores (n_alphas,) of the ``first_pass`` in place of calling what computes them.
+    A run that goes on gives the blocks that are ``finished``, which are passed on and their targets not read;
+    ``recall`` gives what ``note`` was told to keep under a name by the run before, or None: the form, and the
+    scores of passes before the last.
 
-    Memory beside the bases, n pictures, m test pictures, k eigenvectors: block (6 n + folds k + m) numbers
-    of the targets' precision; (n_alphas) m n of the voxels'; pooled n_alphas n^2 (twice with ``gain``) of
-    it, at most 4e9 bytes; one penalty 3 n^2 + 4 k^2 float64 in its first pass. None depends on ``n_targets``.
+    Memory beside the bases, in numbers of the voxels' precision, n pictures, m test pictures, A penalties (1
+    for all targets), a fold leaving out m_f trials of n_f pictures, k eigenvectors, k' = min(m_f, k):
+
+    - pooled: A m n + the larger of 6 n block and 3 n^2 + 2 m_f n, and a matrix, n (n + 128) / 2, for each
+      penalty of a group; the gain's, as large, for all A;
+    - basis: A m n + folds k' (k + n_f) + (6 n + 4 k) block, with the gain (6 n + (folds + 4) k) block;
+    - one penalty, in its first pass, 8 bytes each: 1.5 n^2 + 4 k^2, or 2 n^2 and 6 n block of the former.
+
+    None depends on ``n_targets``, but for the scores where there is more than one group, 8 A n_targets bytes.
 
     Raises
     ------
     ValueError
-        Targets that are not finite or of another number of pictures, a penalty not above 0.
+        Targets that are not finite or of another number of pictures, no targets, a penalty not above 0, a
+        block below 1, another form.
     """
+    check_block(block)
+    if n_targets < 1:
+        raise ValueError(f"n_targets: found {n_targets}, expected one at least")
+    if form not in (None, "basis", "pooled"):
+        raise ValueError(f"form: found {form!r}, expected basis, pooled or None")
     grid = alpha_grid(alphas)  # at once, not when the first block is asked for
-    return _decoded(
-        bases, read_targets, n_targets, grid, block, per_target, relative, gain, form, finished, first_pass,
-    )  # fmt: skip
+    options = (per_target, relative, gain, form, log, finished, recall, note)
+    return _decoded(bases, read_targets, n_targets, grid, block, *options)
 
 
 def _decoded(
     bases: DecodeBases, read_targets: Callable[[int, int], Any], n_targets: int, grid: np.ndarray,
     block: int, per_target: bool, relative: bool, gain: bool, form: str | None,
-    finished: Callable[[slice], DecodedBlock | None],
-    first_pass: Callable[[Callable[[], np.ndarray]], np.ndarray],
+    log: Callable[[str], None], finished: Callable[[slice], DecodedBlock | None],
+    recall: Callable[[str], np.ndarray | None], note: Callable[[str, Any], object],
 ) -> Iterator[DecodedBlock]:  # fmt: skip
     xp = array_module(bases.whole.into)
     width = len(bases.folds) * len(bases.whole.values) + 6 * bases.n_pictures
     block = fitting_block(xp, block, bases.dtype.itemsize * width)
     upload = uploader(xp)
 
-    def read(part: slice) -> tuple[Any, np.ndarray]:
+    def read(part: slice) -> tuple[Any, Any]:
         y, mean = _read(bases, read_targets, part)
         return upload(y), mean
-
-    def unfinished(part: slice) -> DecodedBlock | tuple[Any, np.ndarray]:
-        return finished(part) or read(part)
 
     common: np.ndarray | None = None
     first = 0  # of the grid's penalties that are tried for each target
     if not per_target:
-        parts = blocks(n_targets, block)
-        common = first_pass(lambda: _common_scores(bases, ahead(read, parts), grid, relative))
+        common = recall("scores")
+        if common is None:
+            common = _common_scores(bases, ahead(read, blocks(n_targets, block)), grid, relative)
+            note("scores", common)
         first = int(common.argmax())
         grid = grid[first : first + 1]
-    solver = _Solver(bases, grid, relative, gain, form, n_targets)
-    # again, now that the solver's matrices are there
-    block = fitting_block(xp, block, bases.dtype.itemsize * width)
-    for part, found in ahead(unfinished, blocks(n_targets, block)):
-        if isinstance(found, DecodedBlock):
-            yield found
-            continue
-        y, mean = found
-        scores, index, predictions, sums = solver.solve(y)
-        cv_r2 = np.take_along_axis(scores, index[None], 0)[0]
-        index = index + first
-        if common is not None:
-            scores = common[:, None]
-        predictions = to_host(predictions) + mean.astype(bases.dtype)
-        yield DecodedBlock(part.start, part.stop, predictions, mean, index, cv_r2, scores, *sums)
+    # free memory has a say in the form, so a run that goes on could choose another one
+    before = recall("form")
+    plan = make_plan(bases, len(grid), n_targets, gain, form if before is None else str(before))
+    note("form", plan.form)
+    log(str(plan))
+    solver = _Solver(bases, grid, relative, gain, plan.form)
+    groups = len(plan.groups)
+    known = np.zeros((len(grid), n_targets if groups > 1 else 0))
+    for number, group in enumerate(plan.groups):
+        last = number == groups - 1
 
+        def name(part: slice, group: slice = group) -> str:
+            return f"scores_{group.start}-{group.stop}_{part.start}-{part.stop}"
 
-def flops(bases: DecodeBases, n_alphas: int, n_targets: int, gain: bool) -> dict[str, float]:
-    """Operations of ``n_targets`` targets under ``n_alphas`` penalties, in either form."""
-    n = bases.n_pictures
-    basis = pooled = 0.0
-    for fold in bases.folds:
-        m, k = fold.out.shape
-        n_left, n_train = fold.averaged.shape[0], fold.into.shape[1]
-        a_target = 2 * k * n_train + 2 * min(m, k) * n_left + n_alphas * triangle_flops(m, k)
-        basis += n_targets * (a_target + gain * 2 * n_left * k)
-        rows = m + gain * n_left
-        pooled += n_alphas * rows * n_train * (2.0 * k + n_train)
-    pooled += n_targets * (n_alphas + gain) * n * (n + ROWS)
-    return {"basis": basis, "pooled": pooled}
+        def needed(part: slice, last: bool = last, name: Callable = name) -> Any:
+            """The finished block, or else scores that were kept, or else targets."""
+            block = finished(part)
+            if block is not None:
+                return block
+            scores = None if last else recall(name(part))
+            return read(part) if scores is None else scores
 
-
-def choose_form(bases: DecodeBases, n_alphas: int, n_targets: int, gain: bool) -> tuple[str, float]:
-    """The form of fewer operations whose matrices are within ``POOLED_LIMIT``, and its operations."""
-    costs = flops(bases, n_alphas, n_targets, gain)
-    size = (1 + gain) * n_alphas * bases.n_pictures**2 * bases.dtype.itemsize / 2
-    limit = min(POOLED_LIMIT, free_memory(array_module(bases.whole.into)) / 2)
-    form = "pooled" if size <= limit and costs["pooled"] < costs["basis"] else "basis"
-    return form, costs[form]
+        solver.hold(group)
+        # again, now that the solver's matrices are there
+        block = fitting_block(xp, block, bases.dtype.itemsize * width)
+        for part, found in ahead(needed, blocks(n_targets, block)):
+            if isinstance(found, DecodedBlock):
+                if last:
+                    yield found
+                continue
+            if isinstance(found, np.ndarray):
+                known[group, part] = found
+                continue
+            y, mean = found
+            scores, inners = solver.scores(y)
+            if groups > 1:
+                known[group, part] = scores
+                scores = known[:, part]
+            if not last:
+                note(name(part), known[group, part])
+                continue
+            index = scores.argmax(0)
+            cv_r2 = np.take_along_axis(scores, index[None], 0)[0]
+            sums = solver.lengths(y, inners, index) if gain else (0.0, 0.0)
+            predictions = to_host(solver.predictions(y, index)) + mean.astype(bases.dtype)
+            if common is not None:
+                scores = common[:, None]
+            yield DecodedBlock(
+                part.start, part.stop, predictions, mean, index + first, cv_r2, scores, *sums
+            )
 
 
 class _Solver:
-    """Scores, penalties and predictions of blocks of targets about their mean."""
+    """Scores, predictions and their lengths for blocks of targets y (n, b) about their mean."""
 
     def __init__(
-        self, bases: DecodeBases, grid: np.ndarray, relative: bool, gain: bool, form: str | None,
-        n_targets: int,
-    ) -> None:  # fmt: skip
-        self.bases, self.gain = bases, gain
+        self, bases: DecodeBases, grid: np.ndarray, relative: bool, gain: bool, form: str
+    ) -> None:
+        self.bases, self.gain, self.form = bases, gain, form
         self.xp = array_module(bases.whole.into)
         self.penalties = [grid * (f.scale if relative else 1.0) for f in bases.folds]
         whole = bases.whole
@@ -173,55 +196,72 @@ class _Solver:
         self.hats = [
             ((whole.out / (whole.values + a)) @ whole.into).astype(bases.dtype) for a in penalties
         ]
-        self.form = form or choose_form(bases, len(grid), n_targets, gain)[0]
-        if self.form == "pooled":
-            made = [self._pooled(number) for number in range(len(grid))]
-            self.errors = [pair[0] for pair in made]
-            self.lengths = [pair[1] for pair in made]
-        else:
+        self.error_matrices: list[Triangle] = []
+        self.length_matrices: list[Triangle] = []
+        if form == "basis":
             self.triangles = [_fold_triangle(fold, bases.dtype) for fold in bases.folds]
 
-    def solve(self, y: Any) -> tuple[np.ndarray, np.ndarray, Any, tuple[float, float]]:
-        """For y (n, b): scores (n_alphas, b), index (b,), predictions (m, b), ``truth``, ``predicted``."""
+    def hold(self, group: slice) -> None:
+        """Make ready for the scores of these of the grid's penalties."""
+        if self.form == "pooled":
+            self.error_matrices = []  # before the next ones are there
+            for number in range(group.start, group.stop):
+                own = [float(penalties[number]) for penalties in self.penalties]
+                errors, lengths = pooled(self.bases, own, self.gain)
+                self.error_matrices.append(errors)
+                self.length_matrices.append(lengths)
+
+    def scores(self, y: Any) -> tuple[np.ndarray, list[Any]]:
+        """Scores (n_alphas, b) of the penalties held, and in the basis form y in each fold's eigenbasis."""
+        inners: list[Any] = []
+        if self.form == "pooled":
+            errors = self.xp.stack([quadratic(parts, y) for parts in self.error_matrices])
+        else:
+            errors, inners = self._basis_errors(y)
+        total = to_host(squares(y, self.bases.counts))  # y is about its mean
+        return r2(np.maximum(to_host(errors), 0), total), inners
+
+    def predictions(self, y: Any, index: np.ndarray) -> Any:
+        """Of the test pictures (m, b), each target under its penalty ``index`` (b,)."""
         xp, bases = self.xp, self.bases
-        total = to_host(squares(y, bases.counts))  # y is about its mean
-        shares = [fold.share @ y for fold in bases.folds]  # training means
-        errors, inners = (
-            self._pooled_errors(y) if self.form == "pooled" else self._basis_errors(y, shares)
-        )
-        scores = r2(np.maximum(to_host(errors), 0), total)
-        index = scores.argmax(0)
-        predictions = xp.empty((len(bases.whole.out), y.shape[1]), dtype=bases.dtype)
-        predicted = 0.0
-        for number in np.unique(index):
-            some = xp.asarray(np.flatnonzero(index == number))
-            own = y if len(some) == y.shape[1] else y[:, some]
-            predictions[:, some] = self.hats[number] @ own
-            if self.gain and self.form == "pooled":
-                predicted += float(_quadratic(self.lengths[number], own).sum())
+        found = xp.empty((len(bases.whole.out), y.shape[1]), dtype=bases.dtype)
+        for number, some, own in self._by_penalty(y, index):
+            found[:, some] = self.hats[number] @ own
+        return found
+
+    def lengths(self, y: Any, inners: list[Any], index: np.ndarray) -> tuple[float, float]:
+        """Squared lengths over pictures, about the training mean: of y, and of what is predicted for it."""
         truth = 0.0
-        if self.gain:
-            for fold, share in zip(bases.folds, shares, strict=True):
-                # where folds split pictures, not every picture of the slice is left out
-                there = (fold.left_counts > 0).astype(xp.float64)
-                truth += float(squares(y[fold.left] - share, there).sum())
-            if self.form == "basis":
-                predicted = self._basis_lengths(inners, index)
-        return scores, index, predictions, (truth, predicted)
+        for fold in self.bases.folds:
+            # where folds split pictures, not every picture of the slice is left out
+            there = (fold.left_counts > 0).astype(self.xp.float64)
+            truth += float(squares(y[fold.left] - fold.share @ y, there).sum())
+        if self.form == "basis":
+            return truth, self._basis_lengths(inners, index)
+        predicted = 0.0
+        for number, _, own in self._by_penalty(y, index):
+            predicted += float(quadratic(self.length_matrices[number], own).sum())
+        return truth, predicted
+
+    def _by_penalty(self, y: Any, index: np.ndarray) -> Iterator[tuple[int, Any, Any]]:
+        """Each penalty that is taken, which columns take it, and those of y."""
+        for number in np.unique(index):
+            some = self.xp.asarray(np.flatnonzero(index == number))
+            yield int(number), some, y if len(some) == y.shape[1] else y[:, some]
 
     # --- in the eigenbasis of each fold
 
-    def _basis_errors(self, y: Any, shares: list[Any]) -> tuple[Any, list[Any]]:
+    def _basis_errors(self, y: Any) -> tuple[Any, list[Any]]:
         """Squared errors (n_alphas, b) over trials, and targets in each fold's eigenbasis (k, b)."""
         found, inners = 0, []
-        for fold, penalties, share, (seen, parts) in zip(
-            self.bases.folds, self.penalties, shares, self.triangles, strict=True
+        for fold, penalties, (seen, parts) in zip(
+            self.bases.folds, self.penalties, self.triangles, strict=True
         ):
             inner = sum(
                 fold.into[:, own] @ y[pictures]
                 for own, pictures in zip(fold.columns, fold.pictures, strict=True)
             )
-            left = y[fold.left] - share
+            left = y[fold.left] - fold.share @ y
             target = seen @ left
             outside = unseen(len(fold.out), left, target, fold.left_counts)
             found = found + outside + penalised_errors(parts, fold.values, penalties, inner, target)
@@ -237,68 +277,12 @@ class _Solver:
             found += float(squares(fold.averaged @ inner).sum())
         return found
 
-    # --- pooled
-
-    def _pooled_errors(self, y: Any) -> tuple[Any, list[Any]]:
-        return self.xp.stack([_quadratic(parts, y) for parts in self.errors]), []
-
-    def _pooled(self, number: int) -> tuple[Triangle, Triangle]:
-        """Matrices of a penalty's squared errors over trials and, for the gain, of squared lengths of
-        predictions over pictures; over all folds, as ``_half``."""
-        xp, n, dtype = self.xp, self.bases.n_pictures, self.bases.dtype
-        errors = xp.zeros((n, n), dtype=dtype)
-        lengths = xp.zeros((n, n) if self.gain else (0, 0), dtype=dtype)
-        for fold, penalties in zip(self.bases.folds, self.penalties, strict=True):
-            shrink = (1 / (fold.values + penalties[number])).astype(dtype)
-            spans = list(zip(fold.columns, fold.pictures, strict=True))
-            if self.gain:
-                _add_square(lengths, (fold.averaged * shrink) @ fold.into, spans)
-            hat = (fold.out * shrink) @ fold.into  # (m_f, n_train)
-            for own, pictures in spans:
-                hat[:, own] += fold.share[pictures]
-            _add_square(errors, hat, spans)
-            # the pictures left out: their own squares, and against what is predicted for them
-            cross = -add_rows(hat, fold.shown, len(fold.averaged))  # (n_left, n_train)
-            for own, pictures in spans:
-                errors[fold.left, pictures] += cross[:, own]
-                errors[pictures, fold.left] += cross[:, own].T
-            diagonal = xp.arange(fold.left.start, fold.left.stop)
-            errors[diagonal, diagonal] += fold.left_counts.astype(dtype)
-        return _half(errors), _half(lengths)
-
 
 def _fold_triangle(fold: Any, dtype: Any) -> tuple[Any, Triangle]:
     """Predictions' triangle, and what brings targets of the pictures left out there (k', n_left)."""
     xp = array_module(fold.out)
     q, parts = triangle(fold.out.astype(xp.float64), dtype)
     return add_rows(q, fold.shown, len(fold.averaged)).T.astype(dtype), parts
-
-
-def _add_square(into: Any, rows: Any, spans: list[tuple[slice, slice]]) -> None:
-    """Add rows' rows, columns ``own`` of which are ``pictures`` of ``into``."""
-    square = rows.T @ rows
-    for own, pictures in spans:
-        for other, others in spans:
-            into[pictures, others] += square[own, other]
-
-
-def _half(matrix: Any) -> Triangle:
-    """Blocks of rows of a symmetric matrix from its diagonal on, doubled right of the block's square."""
-    found: Triangle = []
-    for rows in blocks(len(matrix), ROWS):
-        block = matrix[rows, rows.start :].copy()
-        block[:, rows.stop - rows.start :] *= 2
-        found.append((rows, rows.start, block))
-    return found
-
-
-def _quadratic(parts: Triangle, y: Any) -> Any:
-    """y' M y (b,) float64 of the columns of y (n, b), M as ``_half`` gives it."""
-    xp = array_module(y)
-    total = xp.zeros(y.shape[1])
-    for rows, start, block in parts:
-        total += xp.einsum("ij,ij->j", y[rows], block @ y[start:])
-    return total
 
 
 # --- one penalty for all targets ------------------------------------------------------------------
@@ -341,16 +325,25 @@ def _common_scores(
 def _read(
     bases: DecodeBases, read_targets: Callable[[int, int], Any], part: slice
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Targets (n, b) about their mean over trials, pictures in the bases' order, and that mean (b,)."""
-    y = read_targets(part.start, part.stop)
-    if y.shape != (bases.n_pictures, part.stop - part.start) or not np.isfinite(y).all():
+    """Targets (n, b) about their mean over trials, pictures in the bases' order, and that mean (b,).
+
+    About the mean before they are cast to the bases' precision: a large mean would take the digits of
+    what differs. Targets that are constant, to rounding, become exactly 0.
+    """
+    found = read_targets(part.start, part.stop)
+    if found.shape != (bases.n_pictures, part.stop - part.start) or not np.isfinite(found).all():
         raise ValueError(
-            f"targets {part.start} to {part.stop}: found {y.shape} or numbers that are not finite, expected "
-            f"{(bases.n_pictures, part.stop - part.start)} finite ones"
+            f"targets {part.start} to {part.stop}: found {found.shape} or numbers that are not finite, "
+            f"expected {(bases.n_pictures, part.stop - part.start)} finite ones"
         )
-    y = y[bases.order].astype(bases.dtype, copy=False)
-    mean = np.zeros(y.shape[1])
-    for rows in blocks(len(y), 512):  # float64 of a part at a time
-        mean += bases.host_share[rows] @ y[rows].astype(np.float64)
-    y -= mean.astype(bases.dtype)
+    found = found[bases.order]  # a copy
+    y = found if found.dtype == bases.dtype else np.empty(found.shape, dtype=bases.dtype)
+    mean, square = np.zeros(y.shape[1]), np.zeros(y.shape[1])
+    for rows in blocks(len(y), ROWS):  # float64 of a part at a time
+        mean += bases.host_share[rows] @ found[rows].astype(np.float64)
+    for rows in blocks(len(y), ROWS):
+        wide = found[rows] - mean
+        y[rows] = wide
+        square += bases.host_share[rows] @ np.square(wide, out=wide)
+    y[:, constant(square, mean, len(y))] = 0
     return y, mean

@@ -18,19 +18,26 @@ from nsdcap.folds import Collapsed
 from nsdcap.ridge import (
     Fit,
     Triangle,
+    about_mean,
     alpha_grid,
     array_module,
     blocks,
-    check_features,
-    check_folds,
-    check_numbers,
     eigen,
     penalised_errors,
     r2,
     squares,
     to_host,
     triangle,
+    triangle_flops,
     unseen,
+)
+from nsdcap.ridge_input import (
+    check_encode,
+    check_features,
+    check_folds,
+    check_kernel,
+    check_responses,
+    check_spread,
 )
 from nsdcap.streams import fitting_block
 
@@ -48,19 +55,21 @@ def encode_primal(
     single trials. For p < n; products for each penalty are
     (p, p / 2) @ (p, block), in the precision of the responses.
 
-    Memory, in numbers of 8 bytes: 2 (n + m) p + folds (2 p^2 + 2 n p / folds) + block (2 n + folds p),
-    whatever t, and predictions (m, t); with ``return_weights`` also (p, t).
+    Memory beside what is given, d bytes a response, A penalties, k = min(n / folds, p): 8 (2 (n + m) p +
+    (2 folds + 3) p^2 + block (2.5 n + (folds + 3) p)) + d k (n + folds p) bytes whatever t, scores and
+    predictions (8 (A + 1) + d m) t; with ``return_weights`` also d p t.
 
     Raises
     ------
     ValueError
         Shapes that disagree, numbers that are not finite, a feature that is the same for every
-        picture, a penalty not above 0.
+        picture (without an intercept: 0 for every picture), features that are all the same for the
+        pictures that a fold trains on, a penalty not above 0, a block below 1.
     """
-    check_encode("features", features, data, folds, alphas, test)
-    check_features("features", features)
+    folds = check_encode("features", features, data, folds, alphas, test)
+    check_features("features", features, intercept)
     xp = array_module(features)
-    dtype = data.mean.dtype
+    dtype = data.deviation.dtype
     counts = xp.asarray(data.counts, dtype=xp.float64)
     centre = counts @ features / counts.sum() * intercept
     x, x_test = features - centre, test - centre  # float64
@@ -68,22 +77,24 @@ def encode_primal(
     values, vectors = eigen(gram)
     scale = float(xp.trace(gram) / counts.sum()) if relative else 1.0
     out = (x_test @ vectors, vectors) if return_weights else (x_test @ vectors,)
-    grid, t = alpha_grid(alphas), data.mean.shape[1]
+    grid, t = alpha_grid(alphas), data.deviation.shape[1]
     block = fitting_block(xp, block, 8 * (3 * len(x) + len(folded) * 3 * x.shape[1]))
     scores, index = np.empty((len(grid), t)), np.empty(t, dtype=int)
     found = [np.empty((len(part), t), dtype=dtype) for part in out]
     for columns in blocks(t, block):
-        y = xp.asarray(data.mean[:, columns]).astype(xp.float64)
-        mean = counts @ y / counts.sum()
-        y -= mean * intercept
-        total = to_host(counts @ (y - mean * (not intercept)) ** 2) + data.within[columns]
+        y = xp.asarray(data.deviation[:, columns]).astype(xp.float64)
+        y, mean, total = about_mean(y, counts)
+        mean += xp.asarray(data.centre[columns])
+        if not intercept:
+            y += mean
         moments = [(x[fold.rows] * counts[fold.rows][:, None]).T @ y[fold.rows] for fold in folded]
         whole = sum(moments)  # (p, b)
         errors = sum(
             fold.errors(y, whole - moment, grid * (fold.scale if relative else 1.0), dtype)
             for fold, moment in zip(folded, moments, strict=True)
         )
-        scores[:, columns] = r2(to_host(errors) + data.within[columns], total)
+        within = data.within[columns]
+        scores[:, columns] = r2(to_host(errors) + within, to_host(total) + within)
         index[columns] = scores[:, columns].argmax(0)
         penalty = xp.asarray(grid[index[columns]] * scale)
         inner = (vectors.T @ whole) / (values[:, None] + penalty)
@@ -144,25 +155,45 @@ def _primal_folds(
 ) -> tuple[Any, list[_PrimalFold]]:
     """The Gram matrix (p, p) of the whole, and every fold."""
     xp = array_module(x)
-    groups = [xp.asarray(np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+    names = np.unique(folds)
+    groups = [xp.asarray(np.flatnonzero(folds == fold)) for fold in names]
     weight = xp.sqrt(counts)[:, None]
     grams = [(part := x[rows] * weight[rows]).T @ part for rows in groups]
     whole, found = sum(grams), []
-    for rows, gram in zip(groups, grams, strict=True):
+    for fold, rows, gram in zip(names, groups, grams, strict=True):
         n_train = float(counts.sum() - counts[rows].sum())
         # the mean of all is 0, so what is left out tells the mean of the rest
         mean = -(counts[rows] @ x[rows]) / n_train * intercept
         train = whole - gram - n_train * mean[:, None] * mean
+        trace = float(xp.trace(train))
+        check_spread("features", fold, trace, float(xp.trace(whole)))
         values, vectors = eigen(train)
         q, parts = triangle((x[rows] - mean) @ vectors * weight[rows], dtype)
         seen = (q * weight[rows]).T.astype(dtype)
-        scale = float(xp.trace(train)) / n_train
         found.append(
-            _PrimalFold(
-                rows, counts[rows], n_train, mean, values, vectors, scale, seen, parts, intercept
-            )
-        )
+            _PrimalFold(rows, counts[rows], n_train, mean, values, vectors, trace / n_train, seen,
+                        parts, intercept)
+        )  # fmt: skip
     return whole, found
+
+
+def encode_flops(
+    n: int, p: int, m: int, n_targets: int, n_folds: int, n_alphas: int
+) -> dict[str, float]:
+    """Operations of ``encode_primal`` and ``encode_dual`` from features (n, p), those of the kernel among
+    them; ``m`` rows are predicted. An eigenbasis of k counts 10 k^3."""
+    left = -(-n // n_folds)
+    k = min(left, p)
+    primal = n * p**2 + 10 * (n_folds + 1) * p**3 + n_folds * left * p * (2 * p + 4 * k)
+    primal += 2 * m * p**2
+    a_target = 2 * n * p + 2 * p**2 + 2 * m * p
+    a_target += n_folds * (2 * p**2 + 2 * k * left + n_alphas * triangle_flops(left, p))
+    dual = n**2 * p + 2 * m * n * p + 10 * n**3 + 2 * m * n**2
+    dual += n_folds * n_alphas * left**2 * (3 * n + 2 * left)
+    return {
+        "primal": float(primal + n_targets * a_target),
+        "dual": float(dual + n_targets * (2 * n**2 * (1 + n_alphas) + 2 * m * n)),
+    }
 
 
 # --- dual ---------------------------------------------------------------------------------------
@@ -186,7 +217,7 @@ class KernelBasis:
 def kernel_basis(kernel: Any, counts: Any, others: Any, intercept: bool = True) -> KernelBasis:
     """Factorise the uncentred kernel (n, n) of pictures shown ``counts`` times; ``others`` (m, n).
 
-    float64; memory 4 n^2 + 2 m n numbers beside the kernels.
+    float64; memory 3 (n^2 + m n) numbers beside the kernels.
     """
     xp = array_module(kernel)
     counts = xp.asarray(counts, dtype=xp.float64)
@@ -215,9 +246,17 @@ def encode_dual(
 ) -> Fit:  # fmt: skip
     """``encode_primal`` from the uncentred kernel (n, n) and ``test`` (m, n) in place of features.
 
+    Where features are far from 0, make the kernel from features less their mean: products of large
+    numbers leave few digits to what differs.
     Memory: that of ``kernel_basis``, and what ``encode_basis`` says.
+
+    Raises
+    ------
+    ValueError
+        As ``encode_primal``; a kernel that is not symmetric, or the same for every picture.
     """
-    check_encode("kernel", kernel, data, folds, alphas, test)
+    folds = check_encode("kernel", kernel, data, folds, alphas, test)
+    check_kernel(kernel, data.counts, folds, intercept)
     basis = kernel_basis(kernel, data.counts, test, intercept)
     return encode_basis(basis, data, folds, alphas, block, relative=relative, per_target=per_target)
 
@@ -228,35 +267,45 @@ def encode_basis(
 ) -> Fit:  # fmt: skip
     """``encode_dual`` from the kernel's eigenbasis, which it needs once for all folds.
 
-    Products for each penalty: (n_f, n) @ (n, block) for each fold, of n_f pictures. Memory: responses
-    (n, t) once more, in their precision, and 3 n_f n float64.
+    Products for each penalty: (n_f, n) @ (n, block) for each fold, of n_f pictures.
+
+    Memory beside what is given, d bytes a response, m pictures predicted: responses once more and predictions,
+    d (n + m) t, scores 40 A t for A penalties, and 8 n times the larger of 5 n_f and 3 block bytes.
 
     Raises
     ------
     ValueError
-        A kernel that is the same for every picture.
+        Shapes that disagree, numbers that are not finite, repeats that are not those of the basis, a
+        kernel that is the same for every picture or for those that a fold trains on, a penalty not above
+        0, a block below 1.
     """
-    xp = array_module(basis.vectors)
+    xp, n = array_module(basis.vectors), len(basis.weight)
+    counts, intercept = basis.weight**2, basis.vectors.shape[1] < n
+    check_responses(data, n, counts)
+    folds = check_folds(folds, n)
     if not basis.scale > 0:
         raise ValueError(
-            f"kernel {basis.vectors.shape}: the same for every picture; expected features that differ"
+            f"kernel {(n, n)}: the same for every picture; expected features that differ"
         )
-    dtype, t, grid = data.mean.dtype, data.mean.shape[1], alpha_grid(alphas)
-    counts, intercept = basis.weight**2, basis.vectors.shape[1] < len(basis.weight)
+    dtype, t, grid = data.deviation.dtype, data.deviation.shape[1], alpha_grid(alphas)
     block = fitting_block(xp, block, 8 * 3 * len(counts))
     inner = xp.empty((len(basis.values), t), dtype=dtype)
     mean, total = xp.empty(t), xp.empty(t)
     for columns in blocks(t, block):
-        y = xp.asarray(data.mean[:, columns]).astype(xp.float64)
-        mean[columns] = counts @ y / counts.sum()
-        total[columns] = counts @ (y - mean[columns]) ** 2
-        y = (y - mean[columns] * intercept) * basis.weight[:, None]
+        y = xp.asarray(data.deviation[:, columns]).astype(xp.float64)
+        y, mean[columns], total[columns] = about_mean(y, counts)
+        mean[columns] += xp.asarray(data.centre[columns])
+        if not intercept:
+            y += mean[columns]
+        y *= basis.weight[:, None]
         inner[:, columns] = basis.vectors.T @ y
+    del y
     errors = xp.zeros((len(grid), t))
     for fold in np.unique(folds):
         rows = xp.asarray(np.flatnonzero(folds == fold))
         left = basis.vectors[rows]
-        scale = _training_scale(basis, rows) if relative else 1.0
+        trained = _training_scale(basis, rows, fold)
+        scale = trained if relative else 1.0
         for number, alpha in enumerate(grid):
             root = (basis.values + alpha * scale) ** -0.5
             half = left * root  # times its own transpose: half the operations of a product
@@ -264,6 +313,7 @@ def encode_basis(
             out = (xp.linalg.inv(half @ half.T) @ (half * root)).astype(dtype)  # (n_f, k)
             for columns in blocks(t, block):
                 errors[number, columns] += squares(out @ inner[:, columns])
+        del left, half, out
     scores = r2(to_host(errors) + data.within, to_host(total) + data.within)
     index = scores.argmax(0)
     if not per_target:
@@ -276,27 +326,13 @@ def encode_basis(
     return Fit(predictions, index, scores, np.zeros(t, dtype=int))
 
 
-def _training_scale(basis: KernelBasis, rows: Any) -> float:
-    """Mean eigenvalue, trace / n_trials, of the Gram matrix about their mean of all but ``rows``."""
-    xp = array_module(basis.vectors)
-    train = xp.ones(len(basis.weight), dtype=bool)
-    train[rows] = False
-    vectors, weight = basis.vectors[train], basis.weight[train]
-    n_train = weight @ weight
-    trace = ((vectors**2) @ basis.values).sum()
+def _training_scale(basis: KernelBasis, rows: Any, fold: Any) -> float:
+    """Mean eigenvalue, trace / n_trials, of the Gram matrix about their mean of all but the fold's ``rows``."""
+    # from the rows left out: columns of vectors have length 1, and are orthogonal to the weights
+    left, weight = basis.vectors[rows], basis.weight[rows]
+    n_train = basis.weight @ basis.weight - weight @ weight
+    trace = basis.values.sum() - ((left**2) @ basis.values).sum()
     if basis.vectors.shape[1] < len(basis.weight):  # with an intercept
-        trace -= ((weight @ vectors) ** 2) @ basis.values / n_train
+        trace -= ((weight @ left) ** 2) @ basis.values / n_train
+    check_spread("the features of its kernel", fold, float(trace), float(basis.values.sum()))
     return float(trace / n_train)
-
-
-def check_encode(name: str, x: Any, data: Collapsed, folds: Any, alphas: Any, test: Any) -> None:
-    """Raise ValueError where features or a kernel ``x`` do not fit the pictures, folds or ``test``."""
-    alpha_grid(alphas)
-    n = len(data.ids)
-    if x.ndim != 2 or len(x) != n or (name == "kernel" and x.shape[1] != n):
-        expected = (n, n if name == "kernel" else x.shape[-1])
-        raise ValueError(f"{name} {x.shape}: expected {expected} for {n} pictures")
-    if test.ndim != 2 or test.shape[1] != x.shape[1]:
-        raise ValueError(f"test {test.shape}: expected (m, {x.shape[1]}) beside {name} {x.shape}")
-    check_folds(folds, n)
-    check_numbers(**{name: x, "test": test})

@@ -21,12 +21,10 @@ from nsdcap.ridge import (
     ROWS,
     Fit,
     Triangle,
+    about_mean,
     alpha_grid,
     array_module,
     blocks,
-    check_features,
-    check_folds,
-    check_numbers,
     r2,
     squared_errors,
     squares,
@@ -36,6 +34,14 @@ from nsdcap.ridge import (
     unseen,
 )
 from nsdcap.ridge_encode import KernelBasis, kernel_basis
+from nsdcap.ridge_input import (
+    check_features,
+    check_folds,
+    check_kernel,
+    check_numbers,
+    check_responses,
+    check_spread,
+)
 from nsdcap.streams import fitting_block
 
 
@@ -52,12 +58,14 @@ class JointBases:
 def joint_bases(kernel: Any, counts: Any, folds: Any, test: Any) -> JointBases:
     """Factorise the uncentred kernel (n, n), ``test`` (m, n), for ``encode_joint``.
 
-    Memory: (folds + 1) n^2 float64, and while it works 4 n^2 more.
+    Memory beside what is given: (folds - 1) n^2 + 3 (n^2 + m n) float64, of which the first stay, and n^2 +
+    m n of the last.
 
     Raises
     ------
     ValueError
-        Shapes that disagree, numbers that are not finite, fewer than two folds.
+        Shapes that disagree, numbers that are not finite, fewer than two folds, a kernel that is not
+        symmetric, or the same for every picture or for those that a fold trains on.
     """
     check_kernels(kernel, counts, folds, test)
     made = [fold_basis(kernel, counts, folds, fold) for fold in np.unique(folds)]
@@ -83,8 +91,12 @@ def check_kernels(kernel: Any, counts: Any, folds: Any, test: Any) -> None:
             f"kernel {kernel.shape}, test {test.shape}, counts {np.shape(counts)}: expected (n, n), "
             "(m, n), (n,)"
         )
-    check_folds(folds, n)
+    folds = check_folds(folds, n)
     check_numbers(kernel=kernel, test=test)
+    counts = np.asarray(counts, dtype=np.float64)
+    if not (np.isfinite(counts).all() and (counts > 0).all()):
+        raise ValueError(f"counts ({n},): expected numbers above 0, the repeats of each picture")
+    check_kernel(kernel, counts, folds)
 
 
 def encode_joint(
@@ -100,18 +112,22 @@ def encode_joint(
     ``spaces``. Equal to ridge on the single trials of both spaces, scaled.
 
     Products for each penalty and fold of n_f pictures: (n_f, n) @ (n, t) once, (q, n) @ (n, t) for each
-    space, (q, q / 2) @ (q, t) for each ratio. Memory: responses (n, t) once more and errors (n_f, t) in the
-    responses' precision, 4 n q float64, scores (n_ratios, n_alphas, t) for each space.
+    space, (q, q / 2) @ (q, t) for each ratio.
+
+    Memory beside what is given, d bytes a response, s spaces: responses once more, those left out and
+    predictions, d (n + n_f + (s + 1) m) t, scores 8 A (s n_ratios + 3 n_ratios + 1) t for A penalties, and
+    8 (2 n_f n + (s + 6) n q + 3 q^2 + 3 n block) bytes.
 
     Raises
     ------
     ValueError
-        Shapes that disagree, numbers that are not finite, a ratio below 0, features all the same.
+        Shapes that disagree, numbers that are not finite, repeats that are not those of the bases, a
+        ratio below 0, a feature that is the same for every picture, a block below 1.
     """
-    _check(bases, spaces, data, folds, ratios)
+    folds = _check(bases, spaces, data, folds, ratios)
     xp = array_module(bases.whole.vectors)
     block = fitting_block(xp, block, 8 * 3 * len(data.ids))
-    grid, t, dtype = alpha_grid(alphas), data.mean.shape[1], data.mean.dtype
+    grid, t, dtype = alpha_grid(alphas), data.deviation.shape[1], data.deviation.dtype
     counts = xp.asarray(data.counts, dtype=xp.float64)
     strengths = [
         np.asarray(ratios, dtype=np.float64) * bases.whole.scale / _mean_eigenvalue(x, counts)
@@ -139,10 +155,11 @@ def encode_joint(
                     sums[:, row, columns] += to_host(
                         update.errors(inner[:, columns], lefts[:, columns], strength)
                     )
+        del inner, truth, lefts, sides, out, hat  # before the next fold's are there
     total = np.empty(t)
     for columns in blocks(t, block):
-        y = data.mean[:, columns].astype(np.float64)
-        total[columns] = data.counts @ (y - data.counts @ y / data.counts.sum()) ** 2
+        y = data.deviation[:, columns].astype(np.float64)
+        total[columns] = about_mean(y, data.counts.astype(np.float64))[2]
     total += data.within
     alone = r2(errors + data.within, total)
     choices = [(alone, alone.argmax(0), np.zeros(t, dtype=int), None)]
@@ -159,14 +176,15 @@ def _refit(
 ) -> list[Fit]:
     """Predictions of the test pictures under each voxel's own penalties, in float64."""
     xp = array_module(basis.vectors)
-    t, dtype = data.mean.shape[1], data.mean.dtype
+    t, dtype = data.deviation.shape[1], data.deviation.dtype
     fits = [
         Fit(np.empty((len(basis.out), t), dtype=dtype), index, scores, ratio)
         for scores, index, ratio, _ in choices
     ]
     mean = np.empty(t)
     for columns in blocks(t, block):
-        mean[columns] = data.counts @ data.mean[:, columns] / data.counts.sum()
+        mean[columns] = data.counts @ data.deviation[:, columns] / data.counts.sum()
+    mean += data.centre
     inner, _ = _rotated(basis, data, slice(None), slice(0, 0), block)
     sides = [_Side.of(basis, x, x_test, 1.0) for x, x_test in spaces]
     for row, alpha in enumerate(grid):
@@ -192,17 +210,19 @@ def _rotated(
 ) -> tuple[Any, Any]:
     """Weighted responses in the eigenbasis (k, t), and those left out (n_f, t), about training's mean."""
     xp = array_module(basis.vectors)
-    dtype, t = data.mean.dtype, data.mean.shape[1]
+    dtype, t = data.deviation.dtype, data.deviation.shape[1]
     n_left = len(data.counts[left])
     inner = xp.empty((len(basis.values), t), dtype=dtype)
     truth = xp.empty((n_left, t), dtype=dtype)
     counts = basis.weight**2
     weight = xp.sqrt(xp.asarray(data.counts[left], dtype=xp.float64))[:, None]
     for columns in blocks(t, block):
-        responses = data.mean[:, columns]
+        responses = data.deviation[:, columns]
         y = xp.asarray(responses[train]).astype(xp.float64)
         mean = counts @ y / counts.sum()
-        inner[:, columns] = basis.vectors.T @ ((y - mean) * basis.weight[:, None])
+        y -= mean
+        y *= basis.weight[:, None]
+        inner[:, columns] = basis.vectors.T @ y
         truth[:, columns] = (xp.asarray(responses[left]).astype(xp.float64) - mean) * weight
     return inner, truth
 
@@ -274,11 +294,11 @@ def _mean_eigenvalue(x: Any, counts: Any) -> float:
     return float(counts @ (centred**2).sum(1) / counts.sum())
 
 
-def _check(bases: JointBases, spaces: Any, data: Collapsed, folds: Any, ratios: Any) -> None:
+def _check(bases: JointBases, spaces: Any, data: Collapsed, folds: Any, ratios: Any) -> np.ndarray:
+    """``folds`` (n,) as an array, where all is well."""
     n, m = len(bases.whole.weight), len(bases.whole.out)
-    if len(data.ids) != n:
-        raise ValueError(f"bases of {n} pictures, responses of {len(data.ids)}: expected the same")
-    check_folds(folds, n)
+    check_responses(data, n, bases.whole.weight**2)
+    folds = check_folds(folds, n)
     own = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
     if len(own) != len(bases.lefts) or not all(map(np.array_equal, own, bases.lefts)):
         raise ValueError(
@@ -296,3 +316,6 @@ def _check(bases: JointBases, spaces: Any, data: Collapsed, folds: Any, ratios: 
         check_features("space", x)
     if not bases.whole.scale > 0:
         raise ValueError(f"kernel ({n}, {n}): the same for every picture; leave the space out")
+    for fold, basis in zip(np.unique(folds), bases.folds, strict=True):
+        check_spread("the features of its kernel", fold, basis.scale, bases.whole.scale)
+    return folds

@@ -12,18 +12,17 @@ import scipy.fft
 from nsdcap.ridge import array_module, blocks
 
 BLOCK = 48  # voxels at a time: their spectra fit the cache of a core
-CHUNK = 256  # nulls found again at a time
+CHUNK = 256  # nulls found again, or rows looked at, at a time
 BINS = 2**16  # of the pooled null
 
 
 def pearson(a: Any, b: Any) -> Any:
     """Pearson's r (t,) float64 of the columns of two arrays (n, t); NaN where one is constant.
 
-    Both are NumPy's or both CuPy's, and so is r. Promoted in blocks of columns. ValueError else.
+    Both are of one array module, and so is r. Promoted in blocks of columns. ValueError else, and where
+    they are empty or not finite.
     """
-    if a.shape != b.shape or a.ndim != 2:
-        raise ValueError(f"a {a.shape} and b {b.shape}: expected two arrays of one shape (n, t)")
-    xp = _module(a, b)
+    xp = _checked(a=a, b=b)
     r = xp.empty(a.shape[1])
     for columns in _blocks(a):
         r[columns] = xp.einsum("ij,ij->i", _standard(a[:, columns]), _standard(b[:, columns]))
@@ -60,7 +59,7 @@ def p_permutation(
 ) -> tuple[Any, Any]:
     """One-sided p of r under permuted pictures, per voxel and family-wise by the maximum, (t,) each.
 
-    predicted, measured (n, t), both NumPy's or both CuPy's, and so are the p, float64. With orders
+    predicted, measured (n, t), both of one array module, and so are the p, float64. With orders
     o_0, o_1, ... (k, n) of ``null_orders``, a voxel's nulls are its r between predicted[o_i] and all
     cyclic shifts of the first m of measured[o_0], by FFT; m is n or little less, the rest stays, and
     k is what gives ``n_nulls`` or more. The shift of o_0 by 0 is the data. p is (1 + nulls >= r) /
@@ -87,15 +86,16 @@ def p_permutation(
 
     Nulls are found in float32. Those as near to r, or to the largest so far, as ``_guard`` are found
     again as float64 sums, so that counts are those of a float64 loop. Memory: some (48, n) arrays,
-    32 times that on a device; nulls are counted, not kept. ValueError for other shapes and names.
+    32 times that on a device; nulls are counted, not kept. ValueError for other shapes and names, numbers
+    that are not finite, and ``n_nulls`` below 1.
     """
-    if predicted.shape != measured.shape or predicted.ndim != 2 or len(predicted) < 3:
-        raise ValueError(
-            f"predicted {predicted.shape}, measured {measured.shape}: expected one shape (n >= 3, t)"
-        )
+    xp = _checked(predicted=predicted, measured=measured)
+    if len(predicted) < 3:
+        raise ValueError(f"predicted {predicted.shape}: expected 3 pictures at least")
     if null not in ("own", "pooled", "tail"):
         raise ValueError(f"null {null!r}: expected own, pooled or tail")
-    xp = _module(predicted, measured)
+    if n_nulls < 1:
+        raise ValueError(f"n_nulls: found {n_nulls}, expected 1 at least")
     fft = _fft(xp)
     n, t = predicted.shape
     drawn, m = null_orders(n, n_nulls, seed)
@@ -258,7 +258,9 @@ def binomial_ci(k: int, n: int, level: float = 0.95) -> tuple[float, float]:
 
 
 def resamples(n: int, n_boot: int, seed: int) -> np.ndarray:
-    """Weights (n_boot, n) float64 of bootstrap samples; each row sums to 1."""
+    """Weights (n_boot, n) float64 of bootstrap samples; each row sums to 1. ValueError if there are none."""
+    if n < 1 or n_boot < 1:
+        raise ValueError(f"{n_boot} resamples of {n}: expected 1 at least of either")
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), n_boot) / n
 
 
@@ -267,21 +269,18 @@ def gain_r2(joint: Any, single: Any, measured: Any, n_boot: int, seed: int) -> t
 
     joint, single, measured (n, t). Pictures are resampled; the variance of ``measured`` is taken in
     each resample. NaN where ``measured`` is constant. Memory: (n_boot, 48) float64 a few times.
+    ValueError for other shapes, numbers that are not finite, and ``n_boot`` below 1.
     """
-    if not joint.shape == single.shape == measured.shape or measured.ndim != 2:
-        raise ValueError(
-            f"joint {joint.shape}, single {single.shape}, measured {measured.shape}: expected one "
-            "shape (n, t)"
-        )
-    xp = _module(joint, single, measured)
+    xp = _checked(joint=joint, single=single, measured=measured)
     n, t = measured.shape
     weights = xp.asarray(resamples(n, n_boot, seed))
     found = xp.full((3, t), xp.nan)
     for columns in _blocks(measured):
-        y = measured[:, columns].astype(np.float64)
+        both, one, y = (x[:, columns].astype(np.float64) for x in (joint, single, measured))
+        scale = _unit(xp.concatenate([both, one, y]).T)  # the gain is a ratio
+        both, one, y = both * scale, one * scale, y * scale
+        saved = (one - y) ** 2 - (both - y) ** 2
         y = xp.where(y.max(0) == y.min(0), xp.nan, y - y.mean(0))
-        saved = (single[:, columns] - measured[:, columns]).astype(np.float64) ** 2
-        saved -= (joint[:, columns] - measured[:, columns]).astype(np.float64) ** 2
         with np.errstate(divide="ignore", invalid="ignore"):
             found[0, columns] = saved.mean(0) / (y**2).mean(0)
             gains = (weights @ saved) / (weights @ y**2 - (weights @ y) ** 2)  # (n_boot, b)
@@ -293,8 +292,9 @@ def _standard(x: Any) -> Any:
     """Columns (n, b) as rows (b, n) of mean 0 and length 1, float64; NaN where constant, to rounding."""
     xp = array_module(x)
     x = xp.ascontiguousarray(x.T, dtype=np.float64)
+    x = x * _unit(x)[:, None]  # a new array: x may be the caller's
     mean = x.mean(1)
-    x = x - mean[:, None]  # a new array: x may be the caller's
+    x -= mean[:, None]
     length = xp.sqrt(xp.einsum("ij,ij->i", x, x))
     # what the mean's rounding leaves of a constant
     constant = length <= 1e-14 * x.shape[1] ** 0.5 * abs(mean)
@@ -302,20 +302,44 @@ def _standard(x: Any) -> Any:
     return x
 
 
-def _module(*arrays: Any) -> Any:
-    """numpy or cupy, whichever all arrays are of."""
-    modules = {array_module(array) for array in arrays}
+def _unit(x: Any) -> Any:
+    """Power of 2 (b,) that brings rows (b, n) below 1, so that no square is too large or 0; exact."""
+    xp = array_module(x)
+    power = xp.frexp(xp.maximum(x.max(1), -x.min(1)))[1]
+    return xp.ldexp(xp.ones(len(x)), -xp.maximum(power, -1000))
+
+
+def _checked(**arrays: Any) -> Any:
+    """numpy, cupy or whichever module all arrays are of; ValueError where they do not fit, naming one."""
+    shapes = {array.shape for array in arrays.values()}
+    told = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+    if len(shapes) > 1 or len(min(shapes)) != 2 or 0 in min(shapes):
+        raise ValueError(f"{told}: expected one shape (n, t), neither of them 0")
+    modules = {array_module(array) for array in arrays.values()}
     if len(modules) > 1:
-        raise ValueError("arrays on the host and on a device: expected one of them")
-    return modules.pop()
+        raise ValueError(f"{told}: on the host and on a device, expected one of them")
+    xp = modules.pop()
+    for name, array in arrays.items():
+        finite = xp.ones(array.shape[1], dtype=bool)
+        for rows in blocks(len(array), CHUNK):
+            finite &= xp.isfinite(array[rows]).all(0)
+        if not bool(finite.all()):
+            raise ValueError(
+                f"{name} {array.shape}: column {int(finite.argmin())} is not finite, expected numbers; "
+                "leave such columns out"
+            )
+    return xp
 
 
 def _fft(xp: Any) -> Any:
+    """FFTs of ``xp`` that keep float32; NumPy's own are slower than SciPy's."""
     if xp is np:
         return scipy.fft
-    import cupyx.scipy.fft
+    if xp.__name__ == "cupy":
+        import cupyx.scipy.fft
 
-    return cupyx.scipy.fft
+        return cupyx.scipy.fft
+    return xp.fft
 
 
 def _blocks(array: Any) -> Iterator[slice]:

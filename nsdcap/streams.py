@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from nsdcap.memory import free_host_memory
+from nsdcap.ridge import check_block
+
 
 def ahead(read: Callable[[slice], Any], parts: Iterable[slice]) -> Iterator[tuple[slice, Any]]:
     """Each part with what ``read`` gives for it; a thread reads the next one meanwhile.
@@ -53,12 +56,17 @@ def uploader(xp: Any) -> Callable[[np.ndarray], Any]:
 
 
 def free_memory(xp: Any) -> float:
-    """Bytes free on the GPU of ``xp``; no bound on the host."""
+    """Bytes free on the GPU of ``xp``, or on the host."""
     if xp.__name__ != "cupy":
-        return float("inf")
+        return free_host_memory()
     return xp.cuda.Device().mem_info[0] + xp.get_default_memory_pool().free_bytes()
 
 
 def fitting_block(xp: Any, block: int, bytes_a_target: float) -> int:
-    """``block``, or fewer targets where a third of the GPU's free memory holds no more."""
-    return int(max(1, min(block, free_memory(xp) / 3 // bytes_a_target)))
+    """``block``, or fewer targets where a third of the GPU's free memory holds no more.
+
+    ValueError where ``block`` is not a whole number above 0.
+    """
+    check_block(block)
+    free = free_memory(xp) if xp.__name__ == "cupy" else float("inf")
+    return int(max(1, min(block, free / 3 // bytes_a_target)))

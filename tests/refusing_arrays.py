@@ -11,8 +11,10 @@ import operator
 from typing import Any
 
 import numpy as np
+import scipy.fft
 
-float64, float32, bool, inf = np.float64, np.float32, np.bool_, np.inf
+float64, float32, bool = np.float64, np.float32, np.bool_
+inf, nan = np.inf, np.nan
 
 
 class Array:
@@ -32,7 +34,7 @@ class Array:
             return getattr(self._held, name)
         if name == "T":
             return Array(self._held.T)
-        if name in ("sum", "mean", "all", "any", "astype", "copy", "max", "min"):
+        if name in ("sum", "mean", "all", "any", "astype", "copy", "max", "min", "argmin", "ravel"):
             method = getattr(self._held, name)
             return lambda *args, **kwargs: _wrap(method(*_bare(args), **_bare(kwargs)))
         raise AttributeError(name)
@@ -109,11 +111,29 @@ class _Functions:
         self._module = module
 
     def __getattr__(self, name: str) -> Any:
-        function = getattr(self._module, name)
-        return lambda *args, **kwargs: _wrap(function(*_bare(args), **_bare(kwargs)))
+        return _Function(getattr(self._module, name))
+
+
+class _Function:
+    """A function of NumPy's on arrays of this module; ``at`` where it is a ufunc."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _wrap(self._function(*_bare(args), **_bare(kwargs)))
+
+    @property
+    def at(self) -> Any:
+        return _Function(self._function.at)
+
+
+class lib:
+    stride_tricks = _Functions(np.lib.stride_tricks)
 
 
 linalg = _Functions(np.linalg)
+fft = _Functions(scipy.fft)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import refusing_arrays
@@ -12,6 +16,7 @@ from nsdcap.decode_bases import decode_bases
 from nsdcap.ridge_decode import decode_cv
 from nsdcap.ridge_encode import encode_dual, encode_primal
 from nsdcap.ridge_joint import encode_joint, joint_bases
+from nsdcap.stats import gain_r2, p_permutation, pearson
 
 
 @pytest.fixture(params=["refusing", pytest.param("cupy", marks=pytest.mark.gpu)])
@@ -84,6 +89,67 @@ def test_decode(xp, p: int, form: str, per_target: bool, grouped: bool) -> None:
     for name in ("truth", "predicted"):
         sums = [sum(getattr(block, name) for block in blocks) for blocks in (found, expected)]
         assert sums[0] == pytest.approx(sums[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("null", ["own", "pooled", "tail"])
+def test_correlation_and_its_null(xp, null: str) -> None:
+    rng = np.random.default_rng(0)
+    predicted = rng.normal(size=(60, 70)).astype("f4")
+    measured = rng.normal(size=(60, 70)) + 0.3 * predicted
+    measured[:, 7] = 0.1
+    there = xp.asarray(predicted), xp.asarray(measured)
+    np.testing.assert_allclose(pearson(*there).get(), pearson(predicted, measured), rtol=1e-9)
+    found = p_permutation(*there, 200, 0, null)
+    for one, other in zip(found, p_permutation(predicted, measured, 200, 0, null), strict=True):
+        assert np.isnan(other[7])
+        # a null within rounding of a bin's edge or the tail's start may go either way on a GPU
+        np.testing.assert_allclose(one.get(), other, rtol=1e-12 if null == "own" else 1e-3)
+
+
+def test_gain(xp) -> None:
+    joint, single, measured = np.random.default_rng(0).normal(size=(3, 60, 70))
+    found = gain_r2(*(xp.asarray(x) for x in (joint, single, measured)), 50, 3)
+    for one, other in zip(found, gain_r2(joint, single, measured, 50, 3), strict=True):
+        np.testing.assert_allclose(one.get(), other, rtol=1e-8)
+
+
+def test_cupy_is_not_imported_for_numpy_arrays() -> None:
+    """A finder before all others records every import of CuPy, installed or not."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parent,
+    )  # fmt: skip
+    assert done.stdout.split() == ["[]", "['cupy',", "'cupyx']"]
+
+
+PROBE = """
+import sys
+
+class Finder:
+    seen = []
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("cupy", "cupyx"):
+            self.seen.append(name)
+
+sys.meta_path.insert(0, Finder())
+from test_ridge_input import ALPHAS, FORMS, encode, world
+from test_ridge_decode import decode, voxels_of
+from nsdcap.stats import p_permutation
+
+w = world(7, True)
+for form in FORMS:
+    encode(form, w)
+decode(w, *voxels_of(w, 30))
+p_permutation(w.y, w.y, 10, 0)
+print(Finder.seen)
+for name in ("cupy", "cupyx"):  # and it would have been seen
+    try:
+        __import__(name)
+    except ImportError:
+        pass
+print([name for name in Finder.seen if "." not in name])
+"""
 
 
 def test_the_double_refuses_what_a_gpu_refuses() -> None:

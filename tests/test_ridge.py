@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import scipy.linalg
-from sklearn.base import clone
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.model_selection import PredefinedSplit
-from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from nsdcap.folds import Collapsed, collapse, grouped_folds
-from nsdcap.ridge import alpha_grid, edge_share
+from nsdcap.ridge import alpha_grid, edge_share, edge_warning
 from nsdcap.ridge_encode import encode_dual, encode_primal
-from nsdcap.ridge_estimator import RidgeCV
 
 ALPHAS = [1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0]
 N_TARGETS = 7
@@ -129,8 +125,8 @@ def test_ill_conditioned_features_keep_their_digits() -> None:
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 @pytest.mark.parametrize("form", ["primal", "dual"])
-def test_predictions_keep_six_digits_at_every_penalty(dtype: str, form: str) -> None:
-    """Features of condition 1e6; against SciPy in float64 on single trials."""
+def test_digits_are_kept_at_every_penalty(dtype: str, form: str) -> None:
+    """Features of condition 1e6; against SciPy in float64 on single trials: predictions, scores."""
     rng = np.random.default_rng(0)
     n, p = (400, 60) if form == "primal" else (120, 300)
     k = min(n, p)
@@ -141,17 +137,34 @@ def test_predictions_keep_six_digits_at_every_penalty(dtype: str, form: str) -> 
     y = (y + 0.3 * y.std() * rng.normal(size=y.shape)).astype(dtype)
     folds, test = grouped_folds(np.arange(n), 5, 0), x[:50] + 0.1 * x[50:100]
     data = collapse(y, picture)
-    trials, responses = x[picture] - x.mean(0), y.astype("f8") - y.mean(0, dtype="f8")
-    largest = np.linalg.norm(trials, 2) ** 2
+    largest = np.linalg.norm(x[picture] - x.mean(0), 2) ** 2
     for alpha in np.geomspace(1e-8, 1, 9) * largest:
         if form == "primal":
             fit = encode_primal(x, data, folds, [alpha], test, relative=False)
         else:
             fit = encode_dual(x @ x.T, data, folds, [alpha], test @ x.T, relative=False)
-        gram = trials @ trials.T + alpha * np.eye(len(trials))
-        dual = scipy.linalg.solve(gram, responses, assume_a="pos")
-        expected = (test - x.mean(0)) @ trials.T @ dual + y.mean(0, dtype="f8")
+        expected = scipy_ridge(x[picture], y, alpha, test)
         assert np.abs(fit.predictions - expected).max() < 1e-6 * np.abs(expected).max()
+        scores = scipy_scores(x[picture], y, alpha, folds[picture])
+        # of the variance: where a fit of 60 weights is far off, scores are far below 0
+        np.testing.assert_allclose(fit.cv_scores[0], scores, rtol=1e-6, atol=1e-6)
+
+
+def scipy_ridge(x: np.ndarray, y: np.ndarray, alpha: float, test: np.ndarray) -> np.ndarray:
+    """Predictions for ``test`` by a solve in float64 on trials."""
+    x, y, test = (a.astype("f8") for a in (x, y, test))
+    centred = x - x.mean(0)
+    gram = centred @ centred.T + alpha * np.eye(len(x))
+    dual = scipy.linalg.solve(gram, y - y.mean(0), assume_a="pos")
+    return (test - x.mean(0)) @ (centred.T @ dual) + y.mean(0)
+
+
+def scipy_scores(x: np.ndarray, y: np.ndarray, alpha: float, folds: np.ndarray) -> np.ndarray:
+    """R2 (t,) of trials, each predicted by the fold that left it out."""
+    predicted = np.empty(y.shape)
+    for train, left in PredefinedSplit(folds).split():
+        predicted[left] = scipy_ridge(x[train], y[train], alpha, x[left])
+    return r2_score(y.astype("f8"), predicted, multioutput="raw_values")
 
 
 def test_a_constant_voxel_spoils_no_other_and_warns_of_nothing() -> None:
@@ -168,9 +181,6 @@ def test_a_constant_voxel_spoils_no_other_and_warns_of_nothing() -> None:
     np.testing.assert_allclose(fit.cv_scores[:, others], check.cv_scores[:, others], rtol=1e-9)
 
 
-# --- the estimator ------------------------------------------------------------------------------
-
-
 @FEATURES
 def test_one_penalty_for_all_is_that_of_the_best_mean_score(p: int) -> None:
     w = world(p, True)
@@ -185,41 +195,6 @@ def test_one_penalty_for_all_is_that_of_the_best_mean_score(p: int) -> None:
         assert (fit.alpha_index == best).all()
         np.testing.assert_allclose(fit.cv_scores, scores, rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(fit.predictions, expected, rtol=1e-6)
-
-
-@REPEATS
-@FEATURES
-@pytest.mark.parametrize("intercept", [True, False], ids=["intercept", "through0"])
-def test_estimator_equals_sklearn(p: int, repeats: bool, intercept: bool) -> None:
-    w = world(p, repeats)
-    x = w.x[w.picture]
-    if repeats:  # rows of a group need not agree: then nothing may be collapsed
-        x = x + (np.random.default_rng(9).normal(size=x.shape) if p == 120 else 0)
-    model = RidgeCV(ALPHAS, cv=4, fit_intercept=intercept, seed=0).fit(x, w.y, w.picture)
-    reference = sklearn_ridge(x, w.y, model.alpha_, intercept=intercept)
-    np.testing.assert_allclose(model.coef_, reference.coef_, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(model.intercept_, reference.intercept_, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(model.predict(w.test), reference.predict(w.test), rtol=1e-6)
-    assert model.score(x, w.y) == pytest.approx(reference.score(x, w.y))
-    if intercept:
-        np.testing.assert_allclose(
-            model.cv_scores_, trial_scores(x, w.y, w.folds, ALPHAS), rtol=1e-6
-        )
-
-
-def test_estimator_of_one_target_and_its_settings() -> None:
-    w = world(15, False)
-    model = clone(RidgeCV(ALPHAS)).set_params(cv=4).fit(w.x[w.picture], w.y[:, 0])
-    assert (model.coef_.shape, np.shape(model.intercept_)) == ((15,), ())
-    assert model.predict(w.test).shape == (len(w.test),)
-    assert model.alpha_ in ALPHAS
-    with pytest.raises(ValueError, match="folds"):
-        RidgeCV().set_params(folds=3)
-
-
-@parametrize_with_checks([RidgeCV(cv=2)])
-def test_estimator_keeps_scikit_learns_contract(estimator, check) -> None:
-    check(estimator)
 
 
 # --- folds, grid, input -------------------------------------------------------------------------
@@ -244,25 +219,30 @@ def test_collapse_keeps_means_and_sums_of_squares() -> None:
     groups = w.picture * 7 + 3  # ids need be neither 0 to n - 1 nor in order
     data = collapse(w.y.astype("f4"), groups, block=2)
     np.testing.assert_array_equal(data.ids, np.unique(groups))
-    assert data.mean.dtype == np.float32
+    assert data.deviation.dtype == data.mean.dtype == np.float32
+    trials = w.y.astype("f4").astype("f8")
+    np.testing.assert_allclose(data.centre, trials.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(data.mean, data.deviation + data.centre, rtol=1e-6)
     within = np.zeros(N_TARGETS)
     for row, group in enumerate(data.ids):
-        own = w.y[groups == group].astype("f4").astype("f8")
+        own = trials[groups == group]
         assert data.counts[row] == len(own)
-        np.testing.assert_allclose(data.mean[row], own.mean(0), rtol=2e-7)
+        np.testing.assert_allclose(data.deviation[row], own.mean(0) - trials.mean(0), rtol=2e-7)
         within += own.var(0) * len(own)
     np.testing.assert_allclose(data.within, within, rtol=1e-9)
 
 
 def test_grid_and_its_edges() -> None:
     np.testing.assert_allclose(alpha_grid([0.1, 1], 4.0), [0.4, 4.0])
-    assert edge_share(np.array([0, 1, 2, 3, 3]), 4) == pytest.approx(0.6)
-
-
-def test_cupy_is_not_imported_for_numpy_arrays() -> None:
-    w = world(15, False)
-    encode_primal(w.x, w.data, w.picture_folds, ALPHAS, w.test)
-    assert "cupy" not in sys.modules
+    index, scores = np.array([0, 1, 2, 3, 3]), np.array([0.3, 0.2, -0.1, 0.5, 0.4])
+    assert edge_share(index, ALPHAS[:4], scores) == pytest.approx(0.6)
+    assert edge_share(index, [1.0, 100.0, 0.01, 10.0], scores) == pytest.approx(0.4)  # in any order
+    assert edge_share(np.zeros(5, dtype=int), [1.0], scores) == 0  # nothing to choose
+    constant = np.where(index == 0, 0, scores)  # a constant target chose nothing
+    assert edge_share(index, ALPHAS[:4], constant) == pytest.approx(0.5)
+    assert edge_share(index, ALPHAS[:4], 0 * scores) == 0
+    assert edge_warning(0.1) == ""
+    assert "widen the grid" in edge_warning(0.11)
 
 
 BAD = [
@@ -293,14 +273,10 @@ def test_penalties_must_be_finite_and_above_0(alphas) -> None:
         encode_primal(w.x, w.data, w.picture_folds, alphas, w.test)
 
 
-def test_folds_and_estimator_refuse_bad_input() -> None:
+def test_folds_refuse_bad_input() -> None:
     w = world(15, True)
-    with pytest.raises(ValueError, match="2 pictures"):
+    with pytest.raises(ValueError, match="2 groups"):
         grouped_folds(np.array([1, 1, 2, 2, 2]), 3, 0)
-    with pytest.raises(ValueError, match="fewer folds"):
-        RidgeCV(cv=3).fit(w.x[:4], w.y[:4], np.array([0, 0, 1, 1]))
-    with pytest.raises(ValueError, match="groups"):
-        RidgeCV().fit(w.x, w.y[:60], w.picture[:59])
     with pytest.raises(ValueError, match="expected"):
         collapse(w.y, w.picture[1:])
     with pytest.raises(ValueError, match=r"features \(59, 15\): expected \(60, 15\)"):

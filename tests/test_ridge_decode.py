@@ -8,13 +8,23 @@ from functools import partial
 
 import numpy as np
 import pytest
-import scipy.linalg
 from sklearn.model_selection import PredefinedSplit
-from test_ridge import ALPHAS, REPEATS, World, sklearn_ridge, trial_scores, world
+from test_ridge import (
+    ALPHAS,
+    REPEATS,
+    World,
+    scipy_ridge,
+    scipy_scores,
+    sklearn_ridge,
+    trial_scores,
+    world,
+)
 
+from nsdcap import decode_forms
 from nsdcap.decode_bases import decode_bases
+from nsdcap.decode_forms import flops, make_plan
 from nsdcap.folds import grouped_folds
-from nsdcap.ridge_decode import decode_cv, flops
+from nsdcap.ridge_decode import decode_cv
 from nsdcap.streams import ahead
 
 
@@ -106,14 +116,13 @@ def test_decoding_keeps_six_digits_at_every_penalty(form: str, p: int) -> None:
     y = rng.normal(size=(n, 20)).astype("f4")
     folds, test = grouped_folds(picture, 5, 0), voxels[:40] + voxels[40:80]
     bases = decode_bases(voxels, picture, test, folds, n)
-    x = voxels.astype("f8") - voxels.mean(0, dtype="f8")
-    trials = y[picture].astype("f8") - y.mean(0, dtype="f8")
-    for alpha in np.geomspace(1e-8, 1, 9) * np.linalg.norm(x, 2) ** 2:
+    largest = np.linalg.norm(voxels.astype("f8") - voxels.mean(0, dtype="f8"), 2) ** 2
+    for alpha in np.geomspace(1e-8, 1, 9) * largest:
         (block,) = decode_cv(bases, lambda a, b: y[:, a:b], 20, [alpha], relative=False, form=form)
-        gram = x @ x.T + alpha * np.eye(len(x))
-        weights = x.T @ scipy.linalg.solve(gram, trials, assume_a="pos")
-        expected = (test - voxels.mean(0, dtype="f8")) @ weights + y.mean(0, dtype="f8")
+        expected = scipy_ridge(voxels, y[picture], alpha, test)
         assert np.abs(block.predictions - expected).max() < 1e-6 * np.abs(expected).max()
+        scores = scipy_scores(voxels, y[picture], alpha, folds)
+        np.testing.assert_allclose(block.cv_scores[0], scores, rtol=1e-6, atol=1e-6)
 
 
 def test_the_next_block_is_read_while_one_is_computed() -> None:
@@ -141,13 +150,24 @@ def test_an_error_of_reading_comes_where_its_block_would() -> None:
         next(stream)
 
 
-def test_the_form_of_fewer_operations_is_taken() -> None:
+def test_the_form_of_fewer_operations_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     w = world(7, True)
     voxels, test = voxels_of(w, 40)
     bases = decode_bases(voxels, w.picture, test, w.folds, len(w.x))
     for n_targets, expected in ((1, "basis"), (10**6, "pooled")):
         costs = flops(bases, 10, n_targets, False)
         assert min(costs, key=lambda form: costs[form]) == expected
+        plan = make_plan(bases, 10, n_targets, False)
+        assert (plan.form, plan.flop, plan.groups) == (expected, costs[expected], [slice(0, 10)])
+    # half of the free memory holds five of ten matrices of 60 pictures, half of each, and no more
+    size = 60 * (60 + 128) * 8 / 2
+    for free, form, groups in (
+        (2 * 5 * size, "pooled", [slice(0, 5), slice(5, 10)]),
+        (2 * size - 1, "basis", [slice(0, 10)]),
+    ):
+        monkeypatch.setattr(decode_forms, "free_memory", lambda xp, free=free: free)
+        plan = make_plan(bases, 10, 10**6, False)
+        assert (plan.form, plan.groups) == (form, groups)
 
 
 def test_decode_reads_each_target_once_a_pass() -> None:

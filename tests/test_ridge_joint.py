@@ -118,6 +118,55 @@ def test_joint_equals_himalayas_multiple_kernels() -> None:
             np.testing.assert_allclose(fit.predictions, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_joint_chooses_what_himalaya_chooses() -> None:
+    """CV scores and penalties of a grid, on data whose folds need no centring and no scaling: himalaya
+    knows neither. Every fold holds each row with both signs, and has a mean eigenvalue of 1."""
+    from himalaya.kernel_ridge import MultipleKernelRidgeCV
+    from himalaya.scoring import l2_neg_loss
+
+    rng = np.random.default_rng(5)
+    n_folds, t = 4, 12
+    ratios, alphas = np.array([0.2, 1.0, 5.0]), np.geomspace(0.01, 100, 5)
+    spaces = []
+    for q in (100, 9):
+        half = rng.normal(size=(n_folds, 12, q))
+        half /= np.sqrt((half**2).sum((1, 2), keepdims=True) / 12)
+        spaces.append(np.concatenate([half, -half], axis=1).reshape(-1, q))
+    n = len(spaces[0])
+    folds = np.repeat(np.arange(n_folds), n // n_folds)
+    share = np.linspace(0, 1, t)
+    signals = [x @ rng.normal(size=(x.shape[1], t)) for x in spaces]
+    noise = rng.normal(size=(n_folds, n // n_folds, t))
+    noise = (noise - noise.mean(1, keepdims=True)).reshape(n, t)
+    y = share * signals[0] + (1 - share) * signals[1] + np.resize([0.1, 1, 3], t) * noise
+    kernels = np.stack([x @ x.T for x in spaces])
+    total = (y**2).sum(0)
+
+    scores, chosen = [], []
+    for ratio in ratios:
+        gamma = np.array([[1 / (1 + ratio), ratio / (1 + ratio)]])
+        model = MultipleKernelRidgeCV(
+            kernels="precomputed", solver="random_search", cv=PredefinedSplit(folds),
+            solver_params={"n_iter": gamma, "alphas": alphas / (1 + ratio),
+                           "score_func": l2_neg_loss, "progress_bar": False},
+        ).fit(kernels, y)  # fmt: skip
+        scores.append(1 + n * model.cv_scores_[0] / total)
+        chosen.append(np.argmin(abs(np.log(alphas[:, None] / (1 + ratio) / model.best_alphas_)), 0))
+    data = collapse(y, np.arange(n))
+    bases = joint_bases(kernels[0], data.counts, folds, kernels[0][:7])
+    space = (spaces[1], spaces[1][:7])
+    for ratio, expected, index in zip(ratios, scores, chosen, strict=True):
+        fit = encode_joint(bases, [space], data, folds, alphas, [ratio])[1]
+        np.testing.assert_allclose(fit.cv_scores.max(0), expected, rtol=1e-6, atol=1e-9)
+        np.testing.assert_array_equal(fit.alpha_index, index)
+    fit = encode_joint(bases, [space], data, folds, alphas, ratios)[1]
+    best = np.argmax(scores, axis=0)
+    np.testing.assert_array_equal(fit.ratio_index, best)
+    np.testing.assert_array_equal(fit.alpha_index, np.array(chosen)[best, np.arange(t)])
+    assert len(np.unique(fit.ratio_index)) > 1
+    assert len(np.unique(fit.alpha_index)) > 2
+
+
 def test_joint_refuses_bad_input() -> None:
     w = world(15, True)
     pair = (w.x, w.test)
@@ -137,6 +186,5 @@ def test_joint_refuses_bad_input() -> None:
     bases = joint_bases(kernel, w.data.counts, w.picture_folds, test)
     with pytest.raises(ValueError, match="not those that"):
         encode_joint(bases, [pair], w.data, np.roll(w.picture_folds, 1), ALPHAS, [1.0])
-    bases = joint_bases(0 * w.x @ w.x.T, w.data.counts, w.picture_folds, w.test @ w.x.T)
     with pytest.raises(ValueError, match="the same for every picture"):
-        encode_joint(bases, [pair], w.data, w.picture_folds, ALPHAS, [1.0])
+        joint_bases(0 * w.x @ w.x.T, w.data.counts, w.picture_folds, w.test @ w.x.T)

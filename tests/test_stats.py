@@ -76,6 +76,37 @@ def test_p_gaussian_equals_scipy() -> None:
     np.testing.assert_array_equal(p_gaussian(np.array([1.0, -1.0, 0.0]), 12), [0, 1, 0.5])
 
 
+def test_p_gaussian_is_how_often_independent_gaussians_correlate_as_much() -> None:
+    """The paper's null as the paper has it, by simulation, against its closed form."""
+    rng = np.random.default_rng(0)
+    t = 200_000
+    for n in (5, 20):
+        drawn = np.concatenate([
+            pearson(rng.standard_normal((n, t // 4)), rng.standard_normal((n, t // 4)))
+            for _ in range(4)
+        ])  # fmt: skip
+        for r in (-0.5, 0.0, 0.2, 0.4, 0.6, 0.8):
+            low, high = scipy.stats.binom.interval(0.9999, t, p_gaussian(np.array(r), n))
+            assert low <= (drawn >= r).sum() <= high
+        assert scipy.stats.kstest(p_gaussian(drawn, n), "uniform").pvalue > 1e-3
+
+
+def test_the_scale_of_the_data_says_nothing() -> None:
+    a, b = columns(30, 70, effect=0.5)
+    b[:, 3] = 1.0
+    factor = np.resize([1e200, 1e307, 1e-200, 1e-307, 1.0], 70)
+    for one, other in ((a, b), (a.astype("f4").astype("f8"), np.sign(b))):
+        scaled = one * factor, other * factor[::-1]
+        np.testing.assert_allclose(pearson(*scaled), pearson(one, other), rtol=1e-12)
+        for null in ("own", "tail"):
+            found = p_permutation(*scaled, 200, 0, null)
+            np.testing.assert_allclose(found, p_permutation(one, other, 200, 0, null), rtol=1e-6)
+    joint, single, measured = gain_case()
+    factor = np.resize(factor, joint.shape[1])
+    found = gain_r2(joint * factor, single * factor, measured * factor, 50, 0)
+    np.testing.assert_allclose(found, gain_r2(joint, single, measured, 50, 0), rtol=1e-9)
+
+
 def loop(a: np.ndarray, b: np.ndarray, n_nulls: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Observed r (t,) and every null (k, t), by float64 sums."""
     a, b = (x - x.mean(0) for x in (a.astype("f8"), b.astype("f8")))
@@ -385,9 +416,35 @@ def test_bad_input_is_refused() -> None:
         lambda: p_permutation(a, b, 10, 0, null="both"),
         lambda: gain_r2(a, a, b[:, 1:], 10, 0),
         lambda: noise_ceiling(np.ones(3), np.array([1, 0])),
+        lambda: p_permutation(a, b, 0, 0),
+        lambda: p_permutation(a, b, -5, 0),
+        lambda: gain_r2(a, a, b, 0, 0),
+        lambda: bootstrap_ci(a, 0, 0),
+        lambda: pearson(a[:, :0], b[:, :0]),
+        lambda: pearson(a[:0], b[:0]),
+        lambda: p_permutation(a[:, :0], b[:, :0], 10, 0),
     ):
         with pytest.raises(ValueError, match="expected"):
             call()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_named(value: float) -> None:
+    good = columns(10, 130)
+    spoilt = good[0].copy()
+    spoilt[4, 100] = value
+    calls = {
+        "a": lambda bad: pearson(bad, good[1]),
+        "b": lambda bad: pearson(good[1], bad),
+        "predicted": lambda bad: p_permutation(bad, good[1], 10, 0),
+        "measured": lambda bad: p_permutation(good[1], bad, 10, 0),
+        "joint": lambda bad: gain_r2(bad, *good, 10, 0),
+        "single": lambda bad: gain_r2(good[0], bad, good[1], 10, 0),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=rf"^{name} \(10, 130\): column 100 is not finite"):
+            call(spoilt)
+        call(good[0])
 
 
 # --- device -------------------------------------------------------------------------------------

@@ -7,7 +7,9 @@ medians of the rounds are given. The loop permutes rows of the standardised pred
 float64, sums their products with the responses' and counts r that reach the voxel's; every permutation
 costs it the same, so it may run over --loop-nulls of them and its time be scaled to --nulls. Ours takes
 whole orders, each all 980 shifts of 980 of the 982 pictures: for 1,000 nulls it finds 1,959. ratio_vs_loop
-asks both for --nulls; ratio_per_null divides each time by the nulls found in it. Equal counts: with those
+asks both for --nulls; ratio_per_null divides each time by the nulls found in it. Peak memory of ours and of
+the loop is that of a process of its own, which makes the data and runs it once (the loop over two permutations:
+more take no more). Equal counts: with those
 of a float64 loop over the very nulls that ours finds, for the first --checked voxels.
 """
 
@@ -15,12 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
+
+import common
+import numpy as np
+
+from nsdcap import stats
 
 EFFECT = 0.1  # r of a tenth of the voxels
 
@@ -43,50 +46,26 @@ def main() -> None:
     if options.quick:
         options.loop_nulls, options.checked = options.loop_nulls or 20, min(options.checked, 200)
     options.loop_nulls = options.loop_nulls or options.nulls
-    # read by the libraries as they load
-    for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
-        os.environ[f"{name}_NUM_THREADS"] = str(options.threads)
     found = compare(options)
     if options.json:
         print(json.dumps(found))
         return
-    for name, value in found.items():
-        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+    common.tell(found)
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Times, ratios, peak memory of ours (inputs and all) and of the loop, whether counts are equal."""
-    import numpy as np
-
-    from nsdcap import stats
-
-    if options.gpu:
-        import cupy
-
-        xp, done = cupy, cupy.cuda.Device().synchronize
-    else:
-        xp, done = np, lambda: None
-    rng = np.random.default_rng(0)
+    """Times, ratios, peak memory of each, whether counts are equal."""
     n, t = options.pictures, options.voxels
-    predicted = rng.standard_normal((n, t), dtype=np.float32)
-    measured = rng.standard_normal((n, t), dtype=np.float32)
-    measured[:, ::10] += EFFECT * predicted[:, ::10]
-    predicted, measured = xp.asarray(predicted), xp.asarray(measured)
-    orders = [xp.asarray(rng.permutation(n)) for _ in range(options.loop_nulls)]
+    xp, done = library(options.gpu)
+    predicted, measured, orders = make(options, xp)
+    x, y = standard(predicted), standard(measured)  # ours does so within its time
+    r = (x * y).sum(0)
 
     def ours() -> Any:
         return stats.p_permutation(predicted, measured, options.nulls, 0)
 
-    ours()  # warm: devices compile at first use
-    peak = peak_mb()
-    x, y = standard(predicted), standard(measured)  # ours does so within its time
-    r = (x * y).sum(0)
-
     def loop() -> Any:
-        counts = xp.zeros(t, dtype=np.int64)
-        for order in orders:
-            counts += (x[order] * y).sum(0) >= r
-        return counts
+        return looped(xp, x, y, r, orders)
 
     def closed_form() -> Any:
         found = stats.pearson(predicted, measured)
@@ -94,9 +73,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
     steps = (ours, closed_form, loop)
     seconds: dict[str, list[float]] = {step.__name__: [] for step in steps}
+    ours(), closed_form(), looped(xp, x, y, r, orders[:1])  # warm: devices compile at first use
     for _ in range(options.rounds):
         for step in steps:
-            seconds[step.__name__].append(timed(step, done))
+            seconds[step.__name__].append(common.timed(step, done)[0])
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     drawn, m = stats.null_orders(n, options.nulls, 0)
     ours_nulls = len(drawn) * m - 1
@@ -122,19 +102,55 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "threads": options.threads,
         "device": "gpu" if options.gpu else "cpu",
         "input_mb": (predicted.nbytes + measured.nbytes) / 1e6,
-        "peak_rss_mb": peak,
-        "loop_peak_rss_mb": peak_mb(),
+        "peak_rss_mb": common.alone(run_ours, options)[1],
+        "loop_peak_rss_mb": common.alone(run_loop, options)[1],
         "checked_voxels": min(options.checked, t),
         "equal_counts": equal_counts(predicted, measured, options),
     }
 
 
+def library(gpu: bool) -> tuple[Any, Any]:
+    """The array module, and what waits for it."""
+    if not gpu:
+        return np, lambda: None
+    import cupy
+
+    return cupy, cupy.cuda.Device().synchronize
+
+
+def make(options: argparse.Namespace, xp: Any) -> tuple[Any, Any, list[Any]]:
+    """Predictions and responses (n, t) float32, a tenth of the voxels related, and the loop's orders."""
+    rng = np.random.default_rng(0)
+    n, t = options.pictures, options.voxels
+    predicted = rng.standard_normal((n, t), dtype=np.float32)
+    measured = rng.standard_normal((n, t), dtype=np.float32)
+    measured[:, ::10] += EFFECT * predicted[:, ::10]
+    orders = [xp.asarray(rng.permutation(n)) for _ in range(options.loop_nulls)]
+    return xp.asarray(predicted), xp.asarray(measured), orders
+
+
+def looped(xp: Any, x: Any, y: Any, r: Any, orders: list[Any]) -> Any:
+    """How often r of permuted predictions reaches the voxel's own (t,)."""
+    counts = xp.zeros(len(r), dtype=np.int64)
+    for order in orders:
+        counts += (x[order] * y).sum(0) >= r
+    return counts
+
+
+def run_ours(options: argparse.Namespace) -> None:
+    predicted, measured, _ = make(options, library(options.gpu)[0])
+    stats.p_permutation(predicted, measured, options.nulls, 0)
+
+
+def run_loop(options: argparse.Namespace) -> None:
+    xp = library(options.gpu)[0]
+    predicted, measured, orders = make(options, xp)
+    x, y = standard(predicted), standard(measured)
+    looped(xp, x, y, (x * y).sum(0), orders[:2])
+
+
 def equal_counts(predicted: Any, measured: Any, options: argparse.Namespace) -> bool:
     """Whether p of the first voxels, among all, is that of a float64 loop over the same nulls."""
-    import numpy as np
-
-    from nsdcap import stats
-
     p, _ = stats.p_permutation(predicted, measured, options.nulls, 0)
     p = p[: options.checked]
     x, y = standard(predicted[:, : options.checked]), standard(measured[:, : options.checked])
@@ -156,18 +172,6 @@ def standard(x: Any) -> Any:
     x = x.astype("f8")
     x -= x.mean(0)
     return x / (x**2).sum(0) ** 0.5
-
-
-def timed(step: Callable[[], Any], done: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    step()
-    done()
-    return time.perf_counter() - start
-
-
-def peak_mb() -> float:
-    """Of this process so far, on the host."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 if __name__ == "__main__":

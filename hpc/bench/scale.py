@@ -1,6 +1,6 @@
 """prepare and encode on one synthetic subject of true size: time and peak memory of each.
 
-    python hpc/bench/scale.py FOLDER [--voxels 12000] [--sessions 37]
+    python hpc/bench/scale.py FOLDER [--voxels 12000] [--sessions 37] [--threads 1]
 
 Writes NSD's files for subject 1 into FOLDER (1.3 GB: only the ROI's voxels take room), with the paper's
 counts: 27,750 trials, 982 shared pictures in 2,770 of them, 8,859 of the subject's own in 24,980. A tenth
@@ -11,12 +11,10 @@ Each step runs in a process of its own, through the stages' own functions.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import resource
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+import common
 import h5py
 import nibabel as nib
 import numpy as np
@@ -107,7 +105,7 @@ def run_encode(root: Path, n_voxels: int, sessions: int) -> None:
         with h5py.File(artefact(out, Cell("features", subject))) as file:
             rows = np.searchsorted(file["nsd_id"][:], ids)
             features.append(file["features"][:][rows].astype(np.float64))
-    maps = solve_features(features[0], features[1], responses, settings)
+    maps = solve_features("z_B_mid", *features, responses, settings)
     r, p = maps["r"], maps["p_permutation"]
     with h5py.File(artefact(out, Cell("prepare", 1))) as file:
         xyz = file["xyz"][:]
@@ -123,15 +121,8 @@ def run_encode(root: Path, n_voxels: int, sessions: int) -> None:
 
 def measured(step: Callable[[Path, int, int], None], *arguments: object) -> None:
     """Run a step in a fresh process; print its time and its peak resident memory."""
-    start = time.perf_counter()
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        peak = pool.apply(_with_peak, (step, arguments))
-    print(f"{step.__name__}: {time.perf_counter() - start:.0f} s, peak {peak:.2f} GB\n", flush=True)
-
-
-def _with_peak(step: Callable, arguments: tuple) -> float:
-    step(*arguments)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    seconds, (_, peak) = common.timed(lambda: common.alone(step, *arguments))
+    print(f"{step.__name__}: {seconds:.0f} s, peak {peak / 1e3:.2f} GB\n", flush=True)
 
 
 def main() -> None:
@@ -139,6 +130,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="a new folder")
     parser.add_argument("--voxels", type=int, default=12000)
     parser.add_argument("--sessions", type=int, default=37)
+    parser.add_argument("--threads", default="1")
     options = parser.parse_args()
     for step in (write, run_prepare, run_encode):
         measured(step, options.folder, options.voxels, options.sessions)

@@ -1,44 +1,41 @@
 """Decoding with targets streamed from disk: its time beside reading and multiplying alone, and its memory.
 
-    python hpc/bench/stream.py FOLDER [--voxels 1000] [--targets 60000] [--threads 1]
+    python hpc/bench/stream.py FOLDER [--voxels 1000] [--targets 60000] [--alphas 10] [--gain] [--threads 1]
 
 Writes 8,859 pictures x targets float32 as the features stage does (HDF5, chunks of 1,024 x 512), then decodes
 them from 24,980 trials with one penalty a target, writing predictions, in a process of its own; beside it,
 reading the file alone, and the counted operations at the rate of a large float32 product. Then the peak
 memory at an eighth of the targets and at all.
+
+Factorising the voxels is counted by itself (factorise_s): it does not depend on the targets, and serves every
+latent of the same voxels. ratio_vs_larger is that of streaming alone, ratio_with_factorising of both. Peak
+memory is that of the process, and grows with the voxels: bound_gb is what the docstrings' formulas say for
+these voxels, and bound_gb_12000_voxels for a subject's 12,000, the voxels themselves and 0.2 GB of libraries
+included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import os
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-THREADS = next((a.split("=")[1] for a in sys.argv if a.startswith("--threads=")), None)
-if THREADS is None:
-    THREADS = sys.argv[sys.argv.index("--threads") + 1] if "--threads" in sys.argv else "1"
-for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[variable] = THREADS  # before NumPy loads its BLAS
+import common
+import h5py
+import numpy as np
 
-import h5py  # noqa: E402
-import numpy as np  # noqa: E402
+from nsdcap.decode_bases import decode_bases
+from nsdcap.decode_forms import make_plan
+from nsdcap.features import COLUMNS, ROWS
+from nsdcap.folds import grouped_folds
+from nsdcap.ridge_decode import decode_cv
 
-from nsdcap.decode_bases import decode_bases  # noqa: E402
-from nsdcap.features import COLUMNS, ROWS  # noqa: E402
-from nsdcap.folds import grouped_folds  # noqa: E402
-from nsdcap.ridge_decode import decode_cv, flops  # noqa: E402
-
-PICTURES, TRIALS, TESTS = 8859, 24980, 982
-ALPHAS = list(np.logspace(-5, 4, 10))
-BLOCK = 2048
+PICTURES, TRIALS, TESTS, FOLDS, BLOCK = 8859, 24980, 982, 5, 2048
+LIBRARIES = 0.2e9  # bytes
 
 
-def write(folder: Path, voxels: int, targets: int) -> dict:
+def write(folder: Path, targets: int) -> None:
     rng = np.random.default_rng(0)
     with h5py.File(folder / "targets.h5", "w") as file:
         y = file.create_dataset(
@@ -47,59 +44,56 @@ def write(folder: Path, voxels: int, targets: int) -> dict:
         for start in range(0, targets, 4 * COLUMNS):
             stop = min(targets, start + 4 * COLUMNS)
             y[:, start:stop] = rng.standard_normal((PICTURES, stop - start), "f4")
-    return {}
 
 
-def decode(folder: Path, voxels: int, targets: int) -> dict:
+def decode(options: argparse.Namespace, targets: int) -> dict:
     rng = np.random.default_rng(1)
     picture = np.concatenate([np.arange(PICTURES), rng.integers(0, PICTURES, TRIALS - PICTURES)])
-    x = rng.standard_normal((TRIALS, voxels), "f4")
-    test = rng.standard_normal((TESTS, voxels), "f4")
-    folds = grouped_folds(picture, 5, 0)
+    x = rng.standard_normal((TRIALS, options.voxels), "f4")
+    test = rng.standard_normal((TESTS, options.voxels), "f4")
+    folds = grouped_folds(picture, FOLDS, 0)
+    alphas = list(np.logspace(-5, 4, options.alphas))
     start = time.perf_counter()
     bases = decode_bases(x, picture, test, folds, PICTURES)
     del x
     factorised = time.perf_counter()
-    with h5py.File(folder / "targets.h5") as file, h5py.File(folder / "found.h5", "w") as out:
+    plan = make_plan(bases, len(alphas), targets, options.gain)
+    with (
+        h5py.File(options.folder / "targets.h5") as file,
+        h5py.File(options.folder / "found.h5", "w") as out,
+    ):
         y, found = file["z_v"], out.create_dataset("predicted", (TESTS, targets), "f4")
-        solved = decode_cv(bases, lambda a, b: y[:, a:b], targets, ALPHAS, block=BLOCK, gain=False)
+        solved = decode_cv(
+            bases, lambda a, b: y[:, a:b], targets, alphas, block=BLOCK, gain=options.gain
+        )
         for block in solved:
             found[:, block.start : block.stop] = block.predictions
     end = time.perf_counter()
-    work = (
-        min(flops(bases, len(ALPHAS), targets, False).values()) + 2.0 * TESTS * PICTURES * targets
-    )
-    return {"factorise_s": factorised - start, "stream_s": end - factorised, "flop": work}
+    work = plan.flop + 2.0 * TESTS * PICTURES * targets
+    return {
+        "plan": str(plan), "factorise_s": factorised - start, "stream_s": end - factorised, "flop": work,
+    }  # fmt: skip
 
 
-def read(folder: Path, voxels: int, targets: int) -> dict:
+def read(folder: Path, targets: int) -> float:
+    """Seconds to read all targets by blocks."""
     start = time.perf_counter()
     with h5py.File(folder / "targets.h5") as file:
         for first in range(0, targets, BLOCK):
             file["z_v"][:, first : first + BLOCK]
-    return {"read_s": time.perf_counter() - start}
+    return time.perf_counter() - start
 
 
-def multiply(folder: Path, voxels: int, targets: int) -> dict:
-    a = np.random.default_rng(0).standard_normal((2048, 2048), "f4")
-    times = []
-    for _ in range(10):
-        start = time.perf_counter()
-        a @ a
-        times.append(time.perf_counter() - start)
-    return {"gemm_gflops": 2 * 2048**3 / min(times) / 1e9}
-
-
-def alone(step: Callable, *arguments: object) -> dict:
-    """In a process of its own, with its peak memory in GB."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_with_peak, (step, arguments))
-
-
-def _with_peak(step: Callable, arguments: tuple) -> dict:
-    found = step(*arguments)
-    status = Path("/proc/self/status").read_text()
-    return found | {"peak_gb": int(status.split("VmHWM:")[1].split()[0]) / 1e6}
+def bound(voxels: int, alphas: int, gain: bool) -> float:
+    """Bytes at most of a process that decodes in the pooled form, by the formulas of ``decode_bases`` and
+    ``decode_cv``, for fewer voxels than training trials; with its voxels and libraries."""
+    n, trials, p = PICTURES, TRIALS, voxels
+    given = 4 * p * (trials + TESTS)
+    kept = 4 * p * (FOLDS * n + trials) + 8 * p * (n + TESTS)
+    working = 8 * (4 * p**2 + 5 * n * p + 3 * trials * p / FOLDS)
+    matrices = (1 + gain) * alphas * n * (n + 128) / 2
+    solving = matrices + alphas * TESTS * n + max(6 * n * BLOCK, 3 * n**2 + 2 * trials / FOLDS * n)
+    return LIBRARIES + given + kept + max(working, 4 * solving)
 
 
 def main() -> None:
@@ -111,29 +105,34 @@ def main() -> None:
     )
     parser.add_argument("--voxels", type=int, default=1000)
     parser.add_argument("--targets", type=int, default=60000)
+    parser.add_argument("--alphas", type=int, default=10, help="how many penalties")
+    parser.add_argument("--gain", action="store_true", help="the gain too, as the stage finds it")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     peaks = []
     for targets in (options.targets // 8, options.targets):
-        sizes = (options.folder, options.voxels, targets)
-        alone(write, *sizes)
-        found = alone(decode, *sizes)
-        peaks.append(found["peak_gb"])
-    reading, rate = alone(read, *sizes)["read_s"], alone(multiply, *sizes)["gemm_gflops"]
+        common.alone(write, options.folder, targets)
+        found, peak = common.alone(decode, options, targets)
+        peaks.append(peak / 1e3)
+    reading, rate = common.alone(read, options.folder, options.targets)[0], common.gemm_peak(np)
     gemm = found["flop"] / rate / 1e9
+    both = found["stream_s"] + found["factorise_s"]
     result = {
-        "voxels": options.voxels, "targets": options.targets, "threads": int(options.threads),
+        "voxels": options.voxels, "targets": options.targets, "alphas": options.alphas,
+        "gain": options.gain, "threads": int(options.threads),
         **found, "read_alone_s": reading, "gemm_gflops": rate, "gemm_alone_s": gemm,
         "ratio_vs_larger": found["stream_s"] / max(reading, gemm),
-        "peak_gb_an_eighth": peaks[0], "peak_ratio": peaks[1] / peaks[0],
+        "ratio_with_factorising": both / max(reading, gemm),
+        "peak_gb": peaks[1], "peak_gb_an_eighth": peaks[0], "peak_ratio": peaks[1] / peaks[0],
+        "bound_gb": bound(options.voxels, options.alphas, options.gain) / 1e9,
+        "bound_gb_12000_voxels": bound(12000, options.alphas, options.gain) / 1e9,
     }  # fmt: skip
     if options.json:
         print(json.dumps(result))
-        return
-    for key, value in result.items():
-        print(f"{key:20} {value:.4g}")
+    else:
+        common.tell(result)
 
 
 if __name__ == "__main__":

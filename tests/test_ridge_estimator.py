@@ -1,0 +1,186 @@
+"""The estimator against scikit-learn, and its contract."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import refusing_arrays
+from sklearn.base import clone
+from sklearn.model_selection import (
+    GroupKFold,
+    KFold,
+    PredefinedSplit,
+    ShuffleSplit,
+    TimeSeriesSplit,
+)
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from test_ridge import ALPHAS, FEATURES, REPEATS, sklearn_ridge, trial_scores, world
+
+from nsdcap.folds import collapse
+from nsdcap.ridge_encode import encode_dual, encode_flops, encode_primal
+from nsdcap.ridge_estimator import RidgeCV
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*targets want a penalty at an end:UserWarning"),
+    pytest.mark.filterwarnings("ignore:The groups parameter is ignored:UserWarning"),
+]
+
+
+@REPEATS
+@FEATURES
+@pytest.mark.parametrize("intercept", [True, False], ids=["intercept", "through0"])
+def test_estimator_equals_sklearn(p: int, repeats: bool, intercept: bool) -> None:
+    w = world(p, repeats)
+    x = w.x[w.picture]
+    if repeats:  # rows of a group need not agree: then nothing may be collapsed
+        x = x + (np.random.default_rng(9).normal(size=x.shape) if p == 120 else 0)
+    model = RidgeCV(ALPHAS, cv=4, fit_intercept=intercept, seed=0).fit(x, w.y, w.picture)
+    reference = sklearn_ridge(x, w.y, model.alpha_, intercept=intercept)
+    np.testing.assert_allclose(model.coef_, reference.coef_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(model.intercept_, reference.intercept_, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(model.predict(w.test), reference.predict(w.test), rtol=1e-6)
+    assert model.score(x, w.y) == pytest.approx(reference.score(x, w.y))
+    if intercept:
+        np.testing.assert_allclose(
+            model.cv_scores_, trial_scores(x, w.y, w.folds, ALPHAS), rtol=1e-6
+        )
+
+
+def test_estimator_of_one_target_and_its_settings() -> None:
+    w = world(15, False)
+    model = clone(RidgeCV(ALPHAS)).set_params(cv=4).fit(w.x[w.picture], w.y[:, 0])
+    assert (model.coef_.shape, np.shape(model.intercept_)) == ((15,), ())
+    assert model.predict(w.test).shape == (len(w.test),)
+    assert model.alpha_ in ALPHAS
+    with pytest.raises(ValueError, match="folds"):
+        RidgeCV().set_params(folds=3)
+
+
+@parametrize_with_checks([RidgeCV(cv=2)])
+def test_estimator_keeps_scikit_learns_contract(estimator, check) -> None:
+    check(estimator)
+
+
+def test_splits_of_scikit_learns_are_taken_as_they_are() -> None:
+    w = world(15, True)
+    x = w.x[w.picture]
+    three = GroupKFold(3)
+    for cv in (three, list(three.split(x, w.y, w.picture)), KFold(4, shuffle=True, random_state=1)):
+        model = RidgeCV(ALPHAS, cv=cv).fit(x, w.y, w.picture)
+        folds = np.zeros(len(x), dtype=int)
+        splits = cv if isinstance(cv, list) else cv.split(x, w.y, w.picture)
+        for number, (_, left) in enumerate(splits):
+            folds[left] = number
+        expected = trial_scores(x, w.y, folds, ALPHAS)
+        np.testing.assert_allclose(model.cv_scores_, expected, rtol=1e-6, atol=1e-8)
+        reference = sklearn_ridge(x, w.y, model.alpha_)
+        np.testing.assert_allclose(model.coef_, reference.coef_, rtol=1e-6, atol=1e-9)
+    five, default = (RidgeCV(ALPHAS, cv=cv).fit(x, w.y, w.picture) for cv in (5, None))
+    np.testing.assert_array_equal(five.cv_scores_, default.cv_scores_)
+    assert RidgeCV(ALPHAS, cv=PredefinedSplit(w.folds)).fit(x, w.y).alpha_.shape == (7,)
+
+
+def test_other_splits_are_refused() -> None:
+    w = world(15, False)
+    n = len(w.x)
+    half = np.arange(n // 2)
+    for cv, match in (
+        (ShuffleSplit(3, random_state=0), "rows out never or more than once"),
+        (TimeSeriesSplit(3), "rows out never or more than once"),
+        ([(half, half + n // 2), (half[1:] + n // 2, half)], "does not train on all others"),
+        ("five", "cv"),
+        (2.5, "cv"),
+        (1, "at least 2 folds"),
+        (n + 1, f"{n} groups"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            RidgeCV(cv=cv).fit(w.x, w.y)
+
+
+def test_estimator_refuses_bad_input_in_its_own_words() -> None:
+    w = world(15, True)
+    for call, match in (
+        (
+            lambda: RidgeCV(cv=3).fit(w.x[:4], w.y[:4], np.array([0, 0, 1, 1])),
+            "2 groups .* fewer folds",
+        ),
+        (lambda: RidgeCV().fit(w.x, w.y[:60], w.picture[:59]), r"groups \(59,\): expected \(60,\)"),
+        (lambda: RidgeCV([1.0, -1.0]).fit(w.x, w.y[:60]), "alphas"),
+        (lambda: RidgeCV(cv=2).fit(w.x[:2], w.y[:2]), "fold 0: .* the same in every row"),
+    ):
+        with pytest.raises(ValueError, match=match) as found:
+            call()
+        assert "session" not in str(found.value)
+
+
+def test_a_penalty_at_an_end_of_the_grid_warns_of_the_cure() -> None:
+    w = world(15, True)
+    x = w.x[w.picture]
+    with pytest.warns(UserWarning, match=r"100% .* end of the grid, 0.001 or 0.01: widen alphas"):
+        model = RidgeCV([1e-2, 1e-3], cv=4).fit(x, w.y, w.picture)
+    assert model.edge_share_ == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        wide = RidgeCV(np.geomspace(1e-9, 1e9, 19), cv=4).fit(x, w.y[:, :5], w.picture)
+        one = RidgeCV([1.0], cv=4).fit(x, w.y, w.picture)
+        RidgeCV(ALPHAS, cv=4).fit(x, 0 * w.y[:, 0] + 0.1, w.picture)  # chose nothing
+    assert (wide.edge_share_, one.edge_share_) == (0, 0)
+
+
+def test_the_form_of_fewer_operations_is_counted() -> None:
+    """Both ways of solving, at sizes where one plainly takes longer."""
+    few, many = (
+        encode_flops(8859, 768, 982, 15000, 5, 16),
+        encode_flops(800, 20000, 100, 1000, 5, 10),
+    )
+    assert few["primal"] < few["dual"] / 4
+    assert many["dual"] < many["primal"] / 1000
+
+
+@pytest.mark.parametrize("p", [15, 120])
+@pytest.mark.parametrize("form", ["primal", "dual"])
+def test_operations_are_those_of_the_products_made(
+    form: str, p: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What 1,000 more targets cost, against every product of two matrices counted as it is made."""
+    made = 0
+    plain = refusing_arrays.Array.__matmul__
+
+    def counted(a, b):
+        nonlocal made
+        if len(a.shape) == len(b.shape) == 2:
+            made += 2 * a.shape[0] * a.shape[1] * b.shape[1]
+        return plain(a, b)
+
+    monkeypatch.setattr(refusing_arrays.Array, "__matmul__", counted)
+    w = world(p, False)
+    to = refusing_arrays.asarray
+    totals = []
+    for t in (1000, 2000):
+        y = np.random.default_rng(0).normal(size=(60, t))
+        data, made = collapse(y, np.arange(60)), 0
+        folds = np.arange(60) % 4
+        if form == "primal":
+            encode_primal(to(w.x), data, folds, ALPHAS, to(w.test))
+        else:
+            encode_dual(to(w.x @ w.x.T), data, folds, ALPHAS, to(w.test @ w.x.T))
+        totals.append(made - encode_flops(60, p, len(w.test), t, 4, len(ALPHAS))[form])
+    assert totals[1] - totals[0] == pytest.approx(0, abs=0.02 * made)
+
+
+@pytest.mark.parametrize("p", [15, 120])
+def test_the_form_of_fewer_operations_is_taken(p: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nsdcap import ridge_estimator
+
+    used = []
+    for form in ("primal", "dual"):
+        solve = getattr(ridge_estimator, f"encode_{form}")
+        spy = lambda *a, form=form, solve=solve, **b: used.append(form) or solve(*a, **b)  # noqa: E731
+        monkeypatch.setattr(ridge_estimator, f"encode_{form}", spy)
+    w = world(p, False)
+    RidgeCV(ALPHAS, cv=4).fit(w.x[w.picture], w.y)
+    costs = encode_flops(60, p, p, 7, 4, len(ALPHAS))
+    assert used == [min(costs, key=costs.__getitem__)]
+    assert used == ["primal" if p == 15 else "dual"]
