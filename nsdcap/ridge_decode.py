@@ -133,7 +133,8 @@ def _decoded(
     # free memory has a say in the form, so a run that goes on could choose another one
     before = recall("form")
     plan = make_plan(bases, len(grid), n_targets, gain, form if before is None else str(before))
-    note("form", plan.form)
+    if before is None:
+        note("form", plan.form)
     log(str(plan))
     solver = _Solver(bases, grid, relative, gain, plan.form)
     groups = len(plan.groups)
