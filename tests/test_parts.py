@@ -20,7 +20,8 @@ from nsdcap.paths import Cell, artefact, parts_folder, sidecar
 CELL = Cell("decode", 1)
 SMALL = (
     "data.sessions=2", "models.picture_size=32", "models.batch=16", "caption.beams=1",
-    "caption.max_length=8", "roi.z_v=['ventral']", "roi.c=['ventral']", "ridge.alphas=[0.01, 1, 100]", "reconstruct.coarse_size=40", "reconstruct.size=40",
+    "caption.max_length=8", "roi.z_v=['ventral']", "roi.c=['ventral']",
+    "ridge.alphas=[0.01, 1, 100]", "reconstruct.coarse_size=40", "reconstruct.size=40",
     "reconstruct.samples=1", "reconstruct.steps=2", "reconstruct.batch=10", "ridge.folds=3",
     "ridge.block=256", "encode.nulls=50", "encode.bootstraps=50",
 )  # fmt: skip
