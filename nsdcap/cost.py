@@ -56,7 +56,10 @@ def estimate(cell: Cell, ledger: Ledger) -> str:
     if cell.stage == "decode":
         small = min(trials, voxels)
         flops = 2.0 * (folds + 1) * trials * small * voxels
-        flops += 2 * targets * (folds + 1) * (pictures * small + alphas * trials / folds * small)
+        left = trials / folds
+        basis = 2.0 * targets * folds * small * (pictures + alphas * left)
+        pooled = alphas * (trials * pictures * (2.0 * small + pictures) + targets * pictures**2)
+        flops += min(basis, pooled)  # see decode_forms
         return f"{trials:,} trials x {voxels:,} voxels -> {targets:,} targets, {flops / 1e12:.2g} TFLOP"
     if cell.stage == "caption":
         return f"{2 * tests:,} captions, {config.caption.beams} beams"
