@@ -80,8 +80,9 @@ def decode_cv(
     ``recall`` gives what ``note`` was told to keep under a name by the run before, or None: the form, and the
     scores of passes before the last.
 
-    Memory beside the bases, in numbers of the voxels' precision, n pictures, m test pictures, A penalties (1
-    for all targets), a fold leaving out m_f trials of n_f pictures, k eigenvectors, k' = min(m_f, k):
+    Memory beside the bases and two blocks as ``read_targets`` gives them, in numbers of the voxels'
+    precision, n pictures, m test pictures, A penalties (1 for all targets), a fold leaving out m_f trials of
+    n_f pictures, k eigenvectors, k' = min(m_f, k):
 
     - pooled: A m n + the larger of 6 n block and 3 n^2 + 2 m_f n, and a matrix, n (n + 128) / 2, for each
       penalty of a group; the gain's, as large, for all A;
