@@ -30,17 +30,18 @@ def cancel(out: Path, stage: str | None) -> int:
     ------
     QueueError
         SLURM does not answer.
+    UsageError
+        The run is just being submitted.
     """
     from nsdcap import jobs
     from nsdcap.status import open_run
 
     out = open_run(out).out
-    live = [
-        task
-        for task in jobs.tasks(out, jobs.queue()).values()
-        if task.word and stage in (None, task.cell.stage)
-    ]
-    jobs.cancel(task.job for task in live)
+    with jobs.submitting(out):
+        # by the name, which is there before the job: its id may not have been noted
+        names = {array.name for array in jobs.read(out) if stage in (None, array.stage)}
+        live = [row[0] for row in jobs.queue() if row[5] in names and row[1] in jobs.ACTIVE]
+        jobs.cancel(live)
     print(f"{len(live)} cells cancelled; finished ones stay, the same launch command goes on")
     return 0
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ class Task:
     memory: int = 0
     time: int = 0
     signature: str = ""
+    name: str = ""  # of its array
 
     @property
     def word(self) -> str:
@@ -154,23 +156,22 @@ def queue() -> list[list[str]]:
     return [line.split("|", 5) for line in text.splitlines() if line.count("|") >= 5]
 
 
-def accounted(ids: Iterable[str]) -> dict[str, str]:
-    """The state of jobs by sacct; empty where there is no accounting, or it is out of order."""
-    wanted = sorted({number.partition("_")[0] for number in ids})
-    if not wanted:
+def accounted(tasks: Iterable[Task]) -> dict[str, str]:
+    """The state of tasks' jobs, by id, from sacct; empty where accounting is absent or out of order."""
+    names = {task.job: task.name for task in tasks}
+    if not names:
         return {}
+    wanted = ",".join(sorted({number.partition("_")[0] for number in names}))
     try:
-        text = ask("sacct", "--noheader", "--parsable2", "--allocations",
-                   f"--jobs={','.join(wanted)}", "--format=JobID,State", timeout=20)  # fmt: skip
+        text = ask("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={wanted}",
+                   "--format=JobID,State,JobName", timeout=20)  # fmt: skip
     except QueueError:
         return {}
-    rows = (line.split("|") for line in text.splitlines() if "|" in line)
-    return {number: state.split(" ")[0] for number, state in rows}
+    rows = (line.split("|", 2) for line in text.splitlines() if line.count("|") >= 2)
+    return {job: state.split(" ")[0] for job, state, name in rows if names.get(job) == name}
 
 
-def tasks(
-    out: Path, rows: list[list[str]] | None, arrays: list[Array] | None = None
-) -> dict[Cell, Task]:
+def tasks(out: Path, rows: list[list[str]] | None, arrays: list[Array]) -> dict[Cell, Task]:
     """The last job of every cell that was ever submitted; ``rows`` of ``queue``, None: not asked.
 
     A job that the queue no longer holds is asked of accounting, in one call.
@@ -178,7 +179,7 @@ def tasks(
     # by the name too: a controller that was killed may give a job's id out again
     known = {(row[0], row[5]): row for row in rows or []}
     found: dict[Cell, Task] = {}
-    for array in read(out) if arrays is None else arrays:
+    for array in arrays:
         if not array.job:
             continue
         for index, cell in enumerate(array.cells):
@@ -187,7 +188,7 @@ def tasks(
             found[cell] = Task(
                 cell, number, array.submitted, logs(out) / f"{number}_0_log.err", state, reason,
                 left, node, array.tries[index], array.memory[index], array.time[index],
-                array.signatures[index],
+                array.signatures[index], array.name,
             )  # fmt: skip
     return found
 
@@ -203,6 +204,7 @@ _CAUSES = (
     ("node", ("NODE_FAIL", "BOOT_FAIL"), r"DUE TO NODE FAILURE|NODE FAILURE"),
     ("cancelled", ("CANCELLED",), r"CANCELLED AT"),
 )  # fmt: skip
+BEGINS = "nsdcap: begins on "  # in the log at the start of every attempt
 OWN_FAULT = (
     "exception",
     "memory",
@@ -228,7 +230,7 @@ def cause(task: Task, note: Path, state: str = "") -> tuple[str, str]:
                 return word, last
         return "exception", last
     tail = log_tail(task.log)
-    lines = tail.strip().splitlines()
+    lines = tail.rpartition(BEGINS)[2].strip().splitlines()  # of the last attempt alone
     for word, _, pattern in _CAUSES:
         told = [line for line in lines if re.search(pattern, line)]
         if told:
@@ -237,9 +239,20 @@ def cause(task: Task, note: Path, state: str = "") -> tuple[str, str]:
         return "dependency", "cancelled before it began: what it needs has failed, or by hand"
     if state == "CANCELLED":
         return "cancelled", state
+    if raised := _raised(lines):
+        return "exception", raised
     if lines:
-        return "killed", lines[-1].strip()
+        own = [line for line in lines if not line.startswith("srun: ")]
+        return "killed", (own or lines)[-1].strip()
     return "lost", "it has left the queue without a result or a log"
+
+
+def _raised(lines: list[str]) -> str:
+    """The last line of the last Python traceback, "" without one."""
+    for number in range(len(lines) - 1, -1, -1):
+        if lines[number].startswith("Traceback (most recent call last)"):
+            return next((line for line in lines[number + 1 :] if line[:1].strip()), "")
+    return ""
 
 
 def log_tail(path: Path, size: int = 4000) -> str:
@@ -271,24 +284,37 @@ def submitting(out: Path) -> Iterator[None]:
     path = folder(out) / "lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     mine = f"{HOST} {os.getpid()} {datetime.now().isoformat(timespec='seconds')}"
-    for _ in range(2):
+    while True:
         try:
             with path.open("x") as file:
                 file.write(mine)
             break
         except FileExistsError:
-            host, pid, since = [*path.read_text().split(), "?", "0", "?"][:3]
-            if host == HOST and not _alive(int(pid)):
-                path.unlink(missing_ok=True)  # it was killed
-                continue
+            host, pid, since = _holder(path)
+        if host == HOST and not _alive(pid):
+            path.unlink(missing_ok=True)  # it was killed
+        elif host:
             raise UsageError(
                 f"{path}: process {pid} on {host} submits this run since {since}; wait for it, or remove "
                 "the file if that process is gone"
-            ) from None
+            )
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
+
+
+def _holder(path: Path) -> tuple[str, int, str]:
+    """Host, process and time in a lock; no host if it has just been let go."""
+    for _ in range(10):
+        try:
+            words = path.read_text().split()
+        except FileNotFoundError:
+            return "", 0, ""
+        if len(words) == 3:
+            return words[0], int(words[1]), words[2]
+        time.sleep(0.1)  # it is being written
+    return "?", 0, "?"
 
 
 def _alive(pid: int) -> bool:

@@ -67,17 +67,20 @@ def make(
             plan.done.append(cell)
             coming.add(cell)
             continue
-        stands = (state.word in ("running", "unknown") and not state.outdated) or (
-            state.word == "pending"
-            and (last or not lacking)
-            and not anew.intersection(needed)
-            and (state.task is None or state.task.reason not in NEVER)
+        # what runs on inputs that are made anew has begun too early, aggregate after failures above all
+        stands = not anew.intersection(needed) and (
+            (state.word in ("running", "unknown") and not state.outdated)
+            or (
+                state.word == "pending"
+                and (last or not lacking)
+                and (state.task is None or state.task.reason not in NEVER)
+            )
         )
         if stands:
             plan.kept.append(cell)
             coming.add(cell)
             continue
-        if state.word in ("running", "pending"):
+        if state.word in ("running", "pending", "unknown"):
             plan.withdraw.append(cell)
         if lacking and not (last and (len(lacking) < len(needed))):
             plan.blocked.append((cell, lacking))

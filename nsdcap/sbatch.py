@@ -11,9 +11,12 @@ from nsdcap import containers
 from nsdcap.cells import Ledger
 from nsdcap.cost import Costs
 from nsdcap.errors import UsageError
-from nsdcap.jobs import Array
+from nsdcap.jobs import BEGINS, Array
 from nsdcap.paths import Cell
 from nsdcap.site import Resources, Site, resources
+
+# the log goes on over all attempts of a task: requeued after a time limit, a preemption, a lost node
+BEGIN = f'echo "{BEGINS}$SLURMD_NODENAME, restart ${{SLURM_RESTART_COUNT:-0}}" >&2'
 
 
 def check_path(out: Path) -> None:
@@ -57,7 +60,7 @@ def parameters(
         "cpus_per_task": needed.cpus, "partition": needed.partition, "account": needed.account,
         "qos": needed.qos, "constraint": needed.constraint, "gres": needed.gres,
         "gpus_per_node": 0 if needed.gres else needed.gpus, "dependency": dependency,
-        "setup": list(site.setup), "srun_args": ["--cpus-per-task", str(needed.cpus)],
+        "setup": [BEGIN, *site.setup], "srun_args": ["--cpus-per-task", str(needed.cpus)],
     }  # fmt: skip
     return {
         **{name: value for name, value in given.items() if value},

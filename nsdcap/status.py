@@ -75,12 +75,12 @@ def gather(ledger: Ledger) -> tuple[list[Known], str]:
 
     cells = [cell for stage in STAGES.values() for cell in stage.cells(ledger.settings)]
     rows, why = None, ""
-    if jobs.folder(ledger.out).is_dir() and jobs.read(ledger.out):
+    if arrays := jobs.read(ledger.out):
         try:
             rows = jobs.queue()
         except jobs.QueueError as error:
             why = str(error)
-    return list(survey(ledger, cells, rows).values()), why
+    return list(survey(ledger, cells, rows, arrays).values()), why
 
 
 def _tell(out: Path, every: bool, as_json: bool) -> tuple[int, bool]:

@@ -22,6 +22,8 @@ from nsdcap.survey import survey
 # array, resources, dependency, to be held or not -> the job's id
 HandOver = Callable[[Array, Resources, str, bool], str]
 
+PATIENCE = 60.0  # seconds that jobs are given to end; SLURM's KillWait is 30
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -37,11 +39,15 @@ def settle(
     retry_failed: bool,
 ) -> tuple[plan.Plan, dict[Cell, plan.Known]]:  # fmt: skip
     """The plan for ``cells`` and how they, and all that they need, stand."""
-    inputs = ledger.inputs
-    every = dict.fromkeys([*cells, *(other for cell in cells for other in inputs(cell))])
-    known = survey(ledger, every, rows)
-    found = plan.make(cells, known, inputs, retry_failed=retry_failed, retries=site.retries)
+    known = survey(ledger, _with_inputs(ledger, cells), rows, jobs.read(ledger.out))
+    found = plan.make(cells, known, ledger.inputs, retry_failed=retry_failed, retries=site.retries)
     return found, known
+
+
+def _with_inputs(ledger: Ledger, cells: Sequence[Cell]) -> list[Cell]:
+    return list(
+        dict.fromkeys([*cells, *(other for cell in cells for other in ledger.inputs(cell))])
+    )
 
 
 def arrays(
@@ -106,7 +112,7 @@ def submit(
     """
     out = ledger.out
     with jobs.submitting(out):
-        rows = jobs.queue()
+        rows = _settled(ledger, _with_inputs(ledger, cells))
         recover(out, rows)
         if force:
             for cell in cells:
@@ -128,26 +134,28 @@ def hand_all(out: Path, ready: list[Planned], hand_over: HandOver, kept: dict[Ce
     NsdcapError
         SLURM refuses one; it and those after it are not submitted.
     """
-    where, base = dict(kept), dict(kept)
+    where = dict(kept)
+    handed: dict[Cell, Array] = {}
     for number, planned in enumerate(ready):
         try:
-            _hand_over(out, planned, hand_over, where, base)
+            _hand_over(out, planned, hand_over, where, handed)
         except NsdcapError as error:
             left = sum(len(other.array.cells) for other in ready[number:])
             raise type(error)(
-                f"{error}\n{len(base) - len(kept)} cells are submitted and go on, {left} are not; mend that, "
+                f"{error}\n{len(handed)} cells are submitted and go on, {left} are not; mend that, "
                 "then give the same command"
             ) from None
 
 
 def _hand_over(
-    out: Path, planned: Planned, hand_over: HandOver, where: dict[Cell, str], base: dict[Cell, str]
-) -> None:
-    """Submit one array; ``where`` and ``base`` are each cell's own job id and its array's."""
+    out: Path, planned: Planned, hand_over: HandOver, where: dict[Cell, str],
+    handed: dict[Cell, Array],
+) -> None:  # fmt: skip
+    """Submit one array; ``where`` is each cell's job id, ``handed`` the array of those handed over now."""
     word = "afterany" if planned.array.stage == "aggregate" else "afterok"
 
-    def after(ids: Iterable[str]) -> str:
-        found = dict.fromkeys(ids)
+    def after(on: Sequence[Cell]) -> str:
+        found = _job_ids(on, where, handed)
         return ":".join([word, *found]) if found else ""
 
     # cells that do not all wait for the same are held until each waits for its own: if an array waited
@@ -164,18 +172,49 @@ def _hand_over(
     )
     jobs.write(out, array)
     on = [] if array.held else planned.needs[0].on
-    number = hand_over(array, planned.resources, after(base[cell] for cell in on), array.held)
+    number = hand_over(array, planned.resources, after(on), array.held)
     array = replace(array, job=number)
     jobs.write(out, array)
-    for index, cell in enumerate(array.cells):
-        where[cell], base[cell] = array.element(index), number
     if array.held:
         for need in planned.needs:
             elements = f"JobId={number}_[{','.join(map(str, need.indices))}]"
-            own = after(where[cell] for cell in need.on)
-            jobs.ask("scontrol", "update", elements, f"Dependency={own}")
+            jobs.ask("scontrol", "update", elements, f"Dependency={after(need.on)}")
         jobs.ask("scontrol", "release", number)
         jobs.write(out, replace(array, held=False))
+    for index, cell in enumerate(array.cells):
+        where[cell], handed[cell] = array.element(index), array
+
+
+def _job_ids(cells: Sequence[Cell], where: dict[Cell, str], handed: dict[Cell, Array]) -> list[str]:
+    """Job ids of cells: an array's where all of it is among them, else those of its elements."""
+    wanted = set(cells)
+    arrays = {handed[cell].name: handed[cell] for cell in cells if cell in handed}
+    whole = {name for name, array in arrays.items() if wanted.issuperset(array.cells)}
+    ids = (
+        handed[cell].job if cell in handed and handed[cell].name in whole else where[cell]
+        for cell in cells
+    )
+    return list(dict.fromkeys(ids))
+
+
+def _settled(ledger: Ledger, cells: Iterable[Cell]) -> list[list[str]]:
+    """The queue, once no job of a cell without a result is just ending: nobody knows yet how it will."""
+    end = time.monotonic() + PATIENCE
+    told = False
+    while True:
+        rows = jobs.queue()
+        tasks = jobs.tasks(ledger.out, rows, jobs.read(ledger.out))
+        ending = [cell for cell in cells if cell in tasks and tasks[cell].state == "COMPLETING"]
+        states = ledger.states(ending)
+        if all(state.word == "done" for state in states) or time.monotonic() > end:
+            return rows
+        if not told:
+            print(
+                f"{len(states)} jobs are just ending: waiting for them, {PATIENCE:.0f} s at most",
+                flush=True,
+            )
+        told = True
+        time.sleep(0.5)
 
 
 def recover(out: Path, rows: list[list[str]]) -> None:
@@ -185,11 +224,12 @@ def recover(out: Path, rows: list[list[str]]) -> None:
     tasks are all on disk, and else cancelled; one that SLURM does not know was not submitted. The record
     of what was cancelled or not submitted is removed.
     """
+    # by the name alone: the id of a job that is gone may be another's by now
     by_name = {row[5]: row[0].partition("_")[0] for row in rows}
     for array in jobs.read(out):
         if array.job and not array.held:
             continue
-        number = array.job or by_name.get(array.name, "")
+        number = by_name.get(array.name, "")
         found = replace(array, job=number)
         pickles = [
             jobs.logs(out) / f"{found.element(index)}_submitted.pkl"

@@ -11,16 +11,17 @@ from nsdcap.plan import Known
 
 
 def survey(
-    ledger: Ledger, cells: Iterable[Cell], rows: list[list[str]] | None
+    ledger: Ledger, cells: Iterable[Cell], rows: list[list[str]] | None, arrays: list[jobs.Array]
 ) -> dict[Cell, Known]:
     """How each cell stands; ``rows`` of ``jobs.queue``, or None where the queue was not asked.
 
+    ``arrays`` must have been read before the queue was asked, which knows nothing of later ones.
     Accounting is asked once, of jobs that the queue no longer knows and that left no result.
     """
-    found = jobs.tasks(ledger.out, rows)
+    found = jobs.tasks(ledger.out, rows, arrays)
     states = {state.cell: state for state in ledger.states(cells)}
     unknown = [
-        task.job
+        task
         for cell, task in found.items()
         if cell in states and states[cell].word != "done" and not task.state
     ]
@@ -42,7 +43,8 @@ def survey(
                 cell, "unknown", f"job {task.job}, the queue was not asked", "", task
             )
         elif outdated or _made(ledger, cell, task):
-            known[cell] = Known(cell, state.word, state.reason, "", task)
+            cause = "exception" if state.word == "failed" else ""
+            known[cell] = Known(cell, state.word, state.reason, cause, task)
         else:
             known[cell] = _ended(ledger, cell, task, states_by_job.get(task.job, ""))
     return known

@@ -39,7 +39,7 @@ def test_the_last_job_of_a_cell_counts_and_one_without_a_job_does_not(tmp_path):
         ["41_1", "RUNNING", "None", "1:00", "n1", "another's, under an id given out again"],
         ["50", "PENDING", "Priority", "", "", "nsdcap-encode-b"],
     ]
-    found = jobs.tasks(tmp_path, rows)
+    found = jobs.tasks(tmp_path, rows, jobs.read(tmp_path))
     assert (found[CELLS[0]].job, found[CELLS[0]].word) == ("50", "pending")
     assert (found[CELLS[1]].job, found[CELLS[1]].word) == ("41_1", "")
     assert found[CELLS[1]].tries == 2
