@@ -24,7 +24,7 @@ class MissingError(NsdcapError):
 
 
 def command(
-    ledger: Ledger, image: str | Path | None, *, gpu: bool, threads: int | None,
+    ledger: Ledger, image: str, *, gpu: bool, threads: int | None,
     binds: Sequence[str] = (), cache: str = "",
 ) -> list[str]:  # fmt: skip
     """Words that run Python by the run's copy of ``containers/run.sh``.
@@ -63,22 +63,16 @@ def _script(out: Path) -> Path:
     return out / "jobs" / "run.sh"
 
 
-def check_image(image: str | Path | None) -> None:
+def check_image(image: str) -> None:
     """Refuse what is not a SIF file here.
 
     Raises
     ------
-    UsageError
-        An address of a registry: an array must not pull it once a task.
     DataError
         No such file, or another kind of file.
     """
     if not image:
         return
-    if "://" in str(image):
-        raise UsageError(
-            f"image {image}: pull it first (apptainer pull nsdcap.sif {image}), then give the file"
-        )
     path, (offset, magic) = Path(image), SIF_MAGIC
     try:
         with path.open("rb") as file:
@@ -89,6 +83,23 @@ def check_image(image: str | Path | None) -> None:
         ) from None
     if found != magic:
         raise DataError(f"image {path}: not an Apptainer image (SIF); build it or pull it anew")
+
+
+def check_weights(ledger: Ledger, image: str, cache: str) -> None:
+    """Refuse models that a task in an image could not get at: it runs off-line.
+
+    Raises
+    ------
+    UsageError
+        A hub id, and no folder of weights.
+    """
+    for name in ("blip", "diffusion", "clip"):
+        where = getattr(ledger.settings.models, name)
+        if image and not cache and not Path(where).is_dir():
+            raise UsageError(
+                f"models.{name} = {where!r} is no folder, and tasks in an image are off-line: give a folder, "
+                "or that of downloaded weights (cache in the site file, or the variable HF_HOME)"
+            )
 
 
 def visible_gpus() -> list[int]:

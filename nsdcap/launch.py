@@ -24,6 +24,7 @@ from nsdcap.options import (
     build_parser,
     choose_executor,
     chosen_cells,
+    image_file,
     read_site,
     settle,
 )  # fmt: skip
@@ -74,7 +75,7 @@ def launch(options: argparse.Namespace) -> int:
             make_folder(out)
             built_in.make(out / "nsd")
     from nsdcap.cells import Ledger
-    from nsdcap.containers import check_image, place_script
+    from nsdcap.containers import check_image, check_weights, place_script
     from nsdcap.preflight import preflight, write_settings
 
     ledger = Ledger(settings, out)
@@ -89,7 +90,10 @@ def launch(options: argparse.Namespace) -> int:
             dry_run(ledger, cells, site, options.retry_failed)
         return 0
     preflight(settings)
-    check_image(site.image if site else options.image)
+    image = site.image if site else image_file(options)
+    cache = site.cache if site else os.environ.get("HF_HOME", "")
+    check_image(image)
+    check_weights(ledger, image, cache)
     if site is not None:
         from nsdcap import sbatch
 
@@ -106,7 +110,7 @@ def launch(options: argparse.Namespace) -> int:
             force=options.force,
         )  # fmt: skip
     if executor == "local":
-        return run_local(ledger, cells, options.force, options.jobs, options.image)
+        return run_local(ledger, cells, options.force, options.jobs, image, cache if image else "")
     from nsdcap.inline import run_inline
 
     return run_inline(ledger, cells, options.force)
@@ -164,8 +168,9 @@ class CellTask:
 
 
 def run_local(
-    ledger: Ledger, cells: list[Cell], force: bool, jobs: int, image: Path | None = None
-) -> int:
+    ledger: Ledger, cells: list[Cell], force: bool, jobs: int, image: str = "",
+    cache: str = "",
+) -> int:  # fmt: skip
     """Up to ``jobs`` cells at a time, each in a process of its own, stage by stage; GPUs take turns."""
     import submitit
 
@@ -176,8 +181,8 @@ def run_local(
     gpus, turn = visible_gpus(), 0
     # several processes that each take all cores are slower than one
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    python = shlex.join(command(ledger, image, gpu=bool(gpus), threads=threads))
-    executor = submitit.LocalExecutor(folder=ledger.out / "log", python=python)
+    words = command(ledger, image, gpu=bool(gpus), threads=threads, cache=cache)
+    executor = submitit.LocalExecutor(folder=ledger.out / "log", python=shlex.join(words))
     tally = Tally(len(cells))
     for stage in dict.fromkeys(cell.stage for cell in cells):
         waiting = []

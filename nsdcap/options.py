@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="default: slurm where a site file is given and sbatch is there, else inline")  # fmt: skip
     add("--site", type=Path, metavar="FILE.toml",
         help="your cluster, as slurm/example.toml (default: the variable NSDCAP_SITE)")  # fmt: skip
-    add("--image", type=Path, metavar="IMAGE.sif",
+    add("--image", metavar="IMAGE.sif",
         help="run cells in this Apptainer image (local; slurm: in place of the site's)")  # fmt: skip
     add("--jobs", type=int, default=2, metavar="N", help="cells at a time of --executor local")
     add("--dry-run", action="store_true",
@@ -101,7 +101,23 @@ def read_site(options: argparse.Namespace) -> Site:
 
     file = site_file(options)
     found = site.load(file) if file is not None else site.Site()
-    return replace(found, image=str(options.image.absolute())) if options.image else found
+    return replace(found, image=image_file(options)) if options.image else found
+
+
+def image_file(options: argparse.Namespace) -> str:
+    """The path of ``--image``, "" without one.
+
+    Raises
+    ------
+    UsageError
+        An address of a registry: an array must not pull it once a task.
+    """
+    if "://" in (options.image or ""):
+        raise UsageError(
+            f"--image {options.image}: pull it first (apptainer pull nsdcap.sif {options.image}), then give "
+            "the file"
+        )
+    return str(Path(options.image).absolute()) if options.image else ""
 
 
 def settle(options: argparse.Namespace, out: Path, miniature: bool) -> Config:
