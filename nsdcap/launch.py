@@ -138,6 +138,9 @@ class CellTask:
         from nsdcap import __version__
         from nsdcap.cells import run_cell
 
+        # SLURM sends CONT just before USR2: submitit logs the first, and logging would swallow the error that
+        # it raises at the second, after a time limit too many
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)
         if version not in ("", __version__):
             raise UsageError(
                 f"this task has nsdcap {__version__}, its launcher {version}; build the image anew, or "
