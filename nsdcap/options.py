@@ -6,7 +6,7 @@ import argparse
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nsdcap.errors import UsageError
 from nsdcap.paths import Cell
@@ -94,7 +94,7 @@ def site_file(options: argparse.Namespace) -> Path | None:
 
 
 def read_site(options: argparse.Namespace) -> Site:
-    """The cluster: its site file, or only what SLURM itself says; ``--image`` over its image."""
+    """The site file, or one that says nothing; ``--image`` over its image."""
     from dataclasses import replace
 
     from nsdcap import site
@@ -137,7 +137,26 @@ def settle(options: argparse.Namespace, out: Path, miniature: bool) -> Config:
 
         file = built_in.SETTINGS
         given = [*built_in.places(out / "nsd"), *given]
-    return config.load(file, options.preset, tuple(given))
+    return absolute(config.load(file, options.preset, tuple(given)))
+
+
+def absolute(settings: Config) -> Config:
+    """The settings with the paths of folders made absolute: they are read from elsewhere, later."""
+    from dataclasses import replace
+
+    models: dict[str, Any] = {
+        name: str(Path(where).absolute())
+        for name in ("blip", "diffusion", "clip")
+        if Path(where := getattr(settings.models, name)).is_dir() and where
+    }
+    data: dict[str, Any] = {
+        name: str(Path(where).absolute())
+        for name in ("nsd_root", "annotations")
+        if (where := getattr(settings.data, name))
+    }
+    return replace(
+        settings, models=replace(settings.models, **models), data=replace(settings.data, **data)
+    )
 
 
 def chosen_cells(stage: str, settings: Config) -> list[Cell]:
