@@ -45,7 +45,7 @@ done
 [ -z "$wheels" ] || [ -d "$wheels" ] || refuse "--wheels: there is no folder '$wheels'; containers/wheels.sh makes one"
 [[ $wheels != *[\"$'\n']* ]] || refuse "--wheels: '$wheels' cannot be bound; name a folder without quotes"
 command -v apptainer >/dev/null || refuse "there is no apptainer on the PATH; load its module or install it"
-folder=$(realpath -- "$(dirname -- "$image")") && [ -w "$folder" ] || refuse "the folder of $image is not there or cannot be written"
+folder=$(realpath -- "$(dirname -- "$image")" 2>/dev/null) && [ -w "$folder" ] || refuse "the folder of $image is not there or cannot be written"
 image=$folder/$(basename -- "$image")
 [ -z "$wheels" ] || wheels=$(realpath -- "$wheels")
 
@@ -65,9 +65,9 @@ fi
 part=$image.part.sif
 trap 'rm -f -- "$part" "$part.json"' EXIT
 started=$SECONDS
-apptainer build --force --notest "${options[@]}" "$part" Apptainer.def
+apptainer build --force --notest "${options[@]}" "$part" Apptainer.def || exit 1
 built=$SECONDS
-apptainer test --cleanenv "$part"
+apptainer test --cleanenv "$part" || exit 1
 apptainer exec --cleanenv "$part" python - "${base:-$default}" "$extras" "${commit:-unknown}" "$changed" \
   "$(sha256sum <"$part" | cut -d' ' -f1)" "$(apptainer --version)" >"$part.json" <<'PYTHON'
 import datetime, json, pathlib, platform, sys

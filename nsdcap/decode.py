@@ -31,8 +31,9 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
     ``cv_r2`` (n_targets,); attributes ``gain`` (see ``with_gain``), ``edge_share``, ``alphas``,
     ``shape``. And ``nsd_id`` (n_test,).
 
-    Memory: voxels of the training trials, twice, and ``ridge.block`` targets of the pictures, of which
-    a part is kept.
+    Memory: voxels of the training trials, twice, and what ``decode_bases`` and ``decode_cv`` say; a part is
+    kept of ``ridge.block`` targets. The gain is found whatever ``decode.gain`` says: the caption stage's arm
+    ``brain_gain`` and the tables read it.
     """
     with h5py.File(artefact(out, Cell("prepare", cell.subject)), "r") as prepared:
         stream = prepared["stream"][:]

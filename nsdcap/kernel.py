@@ -37,7 +37,7 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
     HDF5: groups ``whole`` and ``fold_0``, ``fold_1``, ..., each with ``values`` (k,), ``vectors`` (n, k),
     ``out`` (m, k), ``weight`` (n,), float64, and the attribute ``scale``, see ``KernelBasis``; of a fold also
     the rows ``left`` out. About 8 (folds + 1) n^2 bytes: 4 GB for 8,859 pictures and five folds; while the
-    cell runs twice that on disk, for the kernel and each basis are kept as parts. Memory: 8 n^2 float64, for
+    cell runs twice that on disk, for the kernel and each basis are kept as parts. Memory: 7 n^2 float64, for
     there is one basis at a time.
     """
     pictures = read_pictures(cell.subject, config, out)

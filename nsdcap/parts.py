@@ -7,11 +7,11 @@ size a part are not among those that decide a cell's result.
 
 from __future__ import annotations
 
+import json
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -35,25 +35,41 @@ def kept(
 def found(out: Path, cell: Cell, name: str) -> dict[str, np.ndarray] | None:
     """The part ``name`` if it was kept; None where it was not, or cannot be read in full."""
     try:
-        with np.load(_file(out, cell, name), allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        with _file(out, cell, name).open("rb") as file:
+            head = json.loads(file.readline())
+            return {key: _read(file, dtype, shape) for key, dtype, shape in head}
+    except (OSError, ValueError, EOFError):
         return None
 
 
 def keep(out: Path, cell: Cell, name: str, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Write a part, whole or not at all, and give it back."""
     arrays = {key: np.asarray(value, order="C") for key, value in values.items()}
-    for last in (False, True):
-        try:
-            with atomic(_file(out, cell, name)) as partial, partial.open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-        except FileNotFoundError:  # another run of this cell has just removed the folder
-            if last:
-                raise
-        else:
-            break
+    try:
+        _save(_file(out, cell, name), arrays)
+    except FileNotFoundError:  # another run of this cell has just removed the folder
+        _save(_file(out, cell, name), arrays)
     return arrays
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """A line of names, dtypes and shapes, then the arrays' bytes.
+
+    Not by ``np.save`` or ``np.savez``: where a signal's handler raises SystemExit while they write, or read,
+    a ValueError or TypeError may come out of them.
+    """
+    head = json.dumps([[key, array.dtype.str, array.shape] for key, array in arrays.items()])
+    with atomic(path) as partial, partial.open("wb") as file:
+        file.write(head.encode() + b"\n")
+        for array in arrays.values():
+            file.write(array.reshape(-1).view(np.uint8).data)
+
+
+def _read(file: BinaryIO, dtype: str, shape: list[int]) -> np.ndarray:
+    array = np.empty(shape, np.dtype(dtype))
+    if file.readinto(array.reshape(-1).view(np.uint8)) != array.nbytes:  # type: ignore[attr-defined]
+        raise EOFError
+    return array
 
 
 def begin(out: Path, cell: Cell, signature: str, force: bool) -> int:
@@ -67,17 +83,17 @@ def begin(out: Path, cell: Cell, signature: str, force: bool) -> int:
         forget(out, cell)
         with atomic(mark) as partial:
             partial.write_text(signature)
-    return len(list(folder.glob("*.npz")))
+    return len(list(folder.glob("*.part")))
 
 
 def forget(out: Path, cell: Cell) -> None:
     """Remove a cell's parts and their folder."""
     folder = parts_folder(out, cell)
     (folder / SIGNATURE).unlink(missing_ok=True)  # first: what a kill leaves then belongs to no run
-    for part in folder.glob("*.npz"):
+    for part in folder.glob("*.part"):
         part.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)  # on NFS a file open elsewhere keeps its folder
 
 
 def _file(out: Path, cell: Cell, name: str) -> Path:
-    return parts_folder(out, cell) / f"{name}.npz"
+    return parts_folder(out, cell) / f"{name}.part"

@@ -80,8 +80,9 @@ def decode_cv(
     ``recall`` gives what ``note`` was told to keep under a name by the run before, or None: the form, and the
     scores of passes before the last.
 
-    Memory beside the bases, in numbers of the voxels' precision, n pictures, m test pictures, A penalties (1
-    for all targets), a fold leaving out m_f trials of n_f pictures, k eigenvectors, k' = min(m_f, k):
+    Memory beside the bases and two blocks as ``read_targets`` gives them, in numbers of the voxels'
+    precision, n pictures, m test pictures, A penalties (1 for all targets), a fold leaving out m_f trials of
+    n_f pictures, k eigenvectors, k' = min(m_f, k):
 
     - pooled: A m n + the larger of 6 n block and 3 n^2 + 2 m_f n, and a matrix, n (n + 128) / 2, for each
       penalty of a group; the gain's, as large, for all A;
@@ -133,7 +134,8 @@ def _decoded(
     # free memory has a say in the form, so a run that goes on could choose another one
     before = recall("form")
     plan = make_plan(bases, len(grid), n_targets, gain, form if before is None else str(before))
-    note("form", plan.form)
+    if before is None:
+        note("form", plan.form)
     log(str(plan))
     solver = _Solver(bases, grid, relative, gain, plan.form)
     groups = len(plan.groups)

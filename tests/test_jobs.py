@@ -62,6 +62,7 @@ LOGS = {
     "preempted": "slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026-11-24T05:57:32 DUE TO PREEMPTION ***",
     "node": "slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026-11-24T05:57:32 DUE TO NODE FAILURE, SEE "
     "SLURMCTLD LOG FOR DETAILS ***",
+    "node ": "srun: error: Node failure on n3",
     "cancelled": "slurmstepd-n3: error: *** JOB 317 ON n3 CANCELLED AT 2026-11-24T05:57:32 ***\n"
     "srun: error: n3: task 0: Killed",
     "killed": "nsdcap: the task ended with exit status 137 (signal KILL)\nsrun: error: n1: task 0: "
@@ -69,9 +70,9 @@ LOGS = {
     "dependency": "nsdcap.cells.Incomplete: decode subj01 needs 1 cells that are not done: prepare subj01; "
     "run their stages first, or --stage all",
     "exception": "submitit ERROR (2026-11-24 05:57:32,001) - Submitted job triggered an exception\nTraceback "
-    "(most recent call last):\n  File \"launch.py\", line 1, in __call__\nnsdcap.errors.UsageError: 1 GPUs were "
-    "asked for\nnsdcap: the task ended with exit status 1\nsrun: error: n1: task 0: Exited with exit code 1",
-    "killed ": f"{LOST}\nnsdcap: begins on n2, restart 1\nnsdcap: the task ended with exit status 137",
+    "(most recent call last):\n  File \"launch.py\", line 1, in __call__\nnsdcap.errors.UsageError: 1 GPUs were"
+    " asked for\nnsdcap: the task ended with exit status 1\nsrun: error: n1: task 0: Exited with exit code 1",
+    "killed ": f"{LOST}\nnsdcap: begins on n2, restart 1\nnsdcap: the task ended with exit status 137 (signal KILL)",
 }  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def test_a_cells_own_note_tells_of_an_exception_unless_it_is_older_than_the_job(
     before, after = note.stat().st_mtime - 5, note.stat().st_mtime + 5
     told = jobs.cause(Task(CELLS[0], "9", before, log), note)
     assert told == ("exception", "ValueError: found 3, expected 4")
-    assert jobs.cause(Task(CELLS[0], "9", after, log), note)[0] == "killed"
+    assert jobs.cause(Task(CELLS[0], "9", after, log), note)[1].startswith("srun: error")
     note.write_text(
         "signature\nTraceback\nnumpy._core._exceptions._ArrayMemoryError: Unable to allocate\n"
     )
@@ -114,6 +115,34 @@ def test_a_cells_own_note_tells_of_an_exception_unless_it_is_older_than_the_job(
         "s\nT\nsubmitit.core.utils.UncompletedJobError: Job not requeued because: timed-out too many times.\n"
     )
     assert jobs.cause(Task(CELLS[0], "9", before, log), note)[0] == "time"
+
+
+def test_a_gpus_memory_is_not_the_hosts(tmp_path):
+    """Twice the memory asked of SLURM would not help."""
+    note = tmp_path / "note"
+    note.write_text(
+        "s\nT\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
+    )
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, tmp_path / "log"), note)[0] == "exception"
+
+
+def test_what_ends_before_the_cell_begins_is_not_the_clusters_fault(tmp_path):
+    """A wrong image or setup would end so again, however often it is submitted."""
+    log = tmp_path / "log.err"
+    log.write_text(
+        f"{jobs.BEGINS}n1, restart 0\ncontainers/run.sh: --image x.sif: there is no such file; pull it\n"
+        "srun: error: n1: task 0: Exited with exit code 65\n"
+    )
+    told = jobs.cause(Task(CELLS[0], "9", 0.0, log), tmp_path / "note")
+    assert told == ("exception", "containers/run.sh: --image x.sif: there is no such file; pull it")
+    log.write_text(f"{jobs.BEGINS}n1, restart 0\n")
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, log, "FAILED"), tmp_path / "note")[0] == "exception"
+
+
+def test_a_log_that_breaks_off_tells_nothing(tmp_path):
+    log = tmp_path / "log.err"
+    log.write_text(f"{jobs.BEGINS}n1, restart 0\nfeatures: 30 % (1 of 3, 1 s)\n")
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, log), tmp_path / "note")[0] == "lost"
 
 
 def test_a_job_that_never_began_was_cancelled_for_its_inputs(tmp_path):

@@ -162,11 +162,12 @@ def test_memory_of_decode_cv(n, repeats, p, m, form, gain, per_target) -> None:
 def test_memory_of_decoding_does_not_depend_on_the_number_of_targets(form, per_target) -> None:
     bases = decode_bases(*decoding(300, 3, 200, 50))
     found = []
-    for n_targets in (1024, 8192):
+    for n_targets in (1024, 32768):
         y = np.random.default_rng(5).standard_normal((300, n_targets), "f4")
         options = {"block": 256, "form": form, "per_target": per_target}
         found.append(peak(lambda y=y, options=options: stream(bases, y, **options)))
-    assert found[1] < 1.05 * found[0]
+    ahead = 2 * 300 * 256 * D  # how far the reading thread got by then
+    assert found[1] < found[0] + ahead
 
 
 @pytest.mark.parametrize("gain", [True, False], ids=["gain", "none"])

@@ -185,6 +185,48 @@ def test_decode_reads_each_target_once_a_pass() -> None:
         assert reads == list(range(7)) * passes
 
 
+@pytest.mark.parametrize(
+    ("per_target", "groups"), [(True, 1), (True, 2), (False, 1)], ids=["one", "groups", "common"]
+)
+def test_decoding_goes_on_from_any_point_to_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, per_target: bool, groups: int
+) -> None:
+    """As if it had been stopped after each thing that it kept; what was kept is not read again."""
+    w = world(7, True)
+    voxels, test = voxels_of(w, 30)
+    bases = decode_bases(voxels, w.picture, test, w.folds, len(w.x))
+    held = -(-len(ALPHAS) // groups) + len(ALPHAS)  # matrices of errors, and the gain's of all
+    monkeypatch.setattr(decode_forms, "free_memory", lambda xp: 2 * held * 60 * (60 + 128) * 8 / 2)
+
+    def solve(kept: dict) -> tuple[list, dict, list[int]]:
+        kept, blocks, reads = dict(kept), [], []
+
+        def read(start: int, stop: int) -> np.ndarray:
+            reads.append(start)
+            return w.x[:, start:stop]
+
+        for block in decode_cv(
+            bases, read, 7, ALPHAS, block=3, per_target=per_target,
+            form="pooled", finished=lambda part: kept.get(part.start), recall=kept.get,
+            note=lambda name, array: kept.__setitem__(name, np.copy(array)),
+        ):  # fmt: skip
+            kept[block.start] = block
+            blocks.append(block)
+        return blocks, kept, reads
+
+    whole, kept, reads = solve({})
+    assert len(reads) == 3 * (groups if per_target else 2)
+    for number in range(len(kept) + 1):
+        before = dict(list(kept.items())[:number])
+        blocks, _, again = solve(before)
+        for found, expected in zip(blocks, whole, strict=True):
+            for name, value in vars(expected).items():
+                assert np.array_equal(getattr(found, name), value)
+        # a read less for each block or pass's scores that were kept, and all of a first pass
+        spared = sum(name != "form" for name in before) + 2 * ("scores" in before)
+        assert len(again) == len(reads) - spared
+
+
 @pytest.mark.parametrize("split", [False, True], ids=["grouped", "split"])
 @pytest.mark.parametrize("form", ["basis", "pooled"])
 def test_gain_sums_equal_an_explicit_loop(form: str, split: bool) -> None:

@@ -105,7 +105,8 @@ def run_encode(root: Path, n_voxels: int, sessions: int) -> None:
         with h5py.File(artefact(out, Cell("features", subject))) as file:
             rows = np.searchsorted(file["nsd_id"][:], ids)
             features.append(file["features"][:][rows].astype(np.float64))
-    maps = solve_features("z_B_mid", *features, responses, settings)
+    space, space_test = features
+    maps = solve_features("z_B_mid", space, space_test, responses, settings)
     r, p = maps["r"], maps["p_permutation"]
     with h5py.File(artefact(out, Cell("prepare", 1))) as file:
         xyz = file["xyz"][:]

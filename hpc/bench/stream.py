@@ -10,8 +10,8 @@ memory at an eighth of the targets and at all.
 Factorising the voxels is counted by itself (factorise_s): it does not depend on the targets, and serves every
 latent of the same voxels. ratio_vs_larger is that of streaming alone, ratio_with_factorising of both. Peak
 memory is that of the process, and grows with the voxels: bound_gb is what the docstrings' formulas say for
-these voxels, and bound_gb_12000_voxels for a subject's 12,000, the voxels themselves and 0.2 GB of libraries
-included.
+these voxels, and bound_gb_12000_voxels for a subject's 12,000 (in the pooled form), the voxels themselves
+and 0.2 GB of libraries included.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def decode(options: argparse.Namespace, targets: int) -> dict:
     end = time.perf_counter()
     work = plan.flop + 2.0 * TESTS * PICTURES * targets
     return {
-        "plan": str(plan), "factorise_s": factorised - start, "stream_s": end - factorised, "flop": work,
+        "form": plan.form, "plan": str(plan), "factorise_s": factorised - start,
+        "stream_s": end - factorised, "flop": work,
     }  # fmt: skip
 
 
@@ -84,16 +85,21 @@ def read(folder: Path, targets: int) -> float:
     return time.perf_counter() - start
 
 
-def bound(voxels: int, alphas: int, gain: bool) -> float:
-    """Bytes at most of a process that decodes in the pooled form, by the formulas of ``decode_bases`` and
-    ``decode_cv``, for fewer voxels than training trials; with its voxels and libraries."""
-    n, trials, p = PICTURES, TRIALS, voxels
-    given = 4 * p * (trials + TESTS)
-    kept = 4 * p * (FOLDS * n + trials) + 8 * p * (n + TESTS)
-    working = 8 * (4 * p**2 + 5 * n * p + 3 * trials * p / FOLDS)
-    matrices = (1 + gain) * alphas * n * (n + 128) / 2
-    solving = matrices + alphas * TESTS * n + max(6 * n * BLOCK, 3 * n**2 + 2 * trials / FOLDS * n)
-    return LIBRARIES + given + kept + max(working, 4 * solving)
+def bound(voxels: int, options: argparse.Namespace, form: str) -> float:
+    """Bytes at most of a process that decodes, by the formulas of ``decode_bases`` and ``decode_cv``, for
+    fewer voxels than training trials; with its voxels, two blocks as they are read, and libraries."""
+    n, p, left, a = PICTURES, voxels, TRIALS / FOLDS, options.alphas
+    given = 4 * p * (TRIALS + TESTS)
+    kept = 4 * p * (FOLDS * n + TRIALS) + 8 * p * (n + TESTS)
+    working = 8 * (4 * p**2 + 5 * n * p + 3 * left * p)
+    numbers = a * TESTS * n + 2 * n * BLOCK
+    if form == "pooled":
+        numbers += (1 + options.gain) * a * n * (n + 128) / 2
+        numbers += max(6 * n * BLOCK, 3 * n**2 + 2 * left * n)
+    else:
+        inner = FOLDS + 4 if options.gain else 4
+        numbers += FOLDS * min(left, p) * (p + n / FOLDS) + (6 * n + inner * p) * BLOCK
+    return LIBRARIES + kept + max(given + working, 4 * numbers)
 
 
 def main() -> None:
@@ -126,8 +132,8 @@ def main() -> None:
         "ratio_vs_larger": found["stream_s"] / max(reading, gemm),
         "ratio_with_factorising": both / max(reading, gemm),
         "peak_gb": peaks[1], "peak_gb_an_eighth": peaks[0], "peak_ratio": peaks[1] / peaks[0],
-        "bound_gb": bound(options.voxels, options.alphas, options.gain) / 1e9,
-        "bound_gb_12000_voxels": bound(12000, options.alphas, options.gain) / 1e9,
+        "bound_gb": bound(options.voxels, options, found["form"]) / 1e9,
+        "bound_gb_12000_voxels": bound(12000, options, "pooled") / 1e9,
     }  # fmt: skip
     if options.json:
         print(json.dumps(result))

@@ -63,6 +63,7 @@ storage=AccountingStorageType=accounting_storage/none
 [ -z "$ACCOUNTING" ] || storage="AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$((PORT + NODES + 1))
+AccountingStoragePass=$DIR/run/munge.socket
 AccountingStorageTRES=gres/gpu"
 
 cat >"$SLURM_CONF" <<EOC
@@ -137,7 +138,8 @@ if [ -n "$ACCOUNTING" ]; then
   mkdir -p "$DIR/db"; chown mysql:mysql "$DIR/db"
   if [ ! -d "$DIR/db/data/mysql" ]; then
     mariadb-install-db --no-defaults --user=mysql --datadir="$DIR/db/data" --skip-test-db \
-      --auth-root-authentication-method=normal >"$DIR/log/mariadb.log" 2>&1
+      --auth-root-authentication-method=normal >"$DIR/log/mariadb.log" 2>&1 ||
+      { cat "$DIR/log/mariadb.log" >&2; die "MariaDB cannot make its tables"; }
   fi
   setsid mariadbd --no-defaults --user=mysql --datadir="$DIR/db/data" --socket="$DIR/db/mariadb.socket" \
     --pid-file="$DIR/db/mariadbd.pid" --bind-address=127.0.0.1 --port=$((PORT + NODES + 2)) \
@@ -166,7 +168,8 @@ StoragePass=slurm
 StorageLoc=slurm_acct_db
 EOC
   slurmdbd
-  for _ in $(seq 300); do sacctmgr -n show cluster >/dev/null 2>&1 && break; sleep .1; done
+  for _ in $(seq 30); do timeout 2 sacctmgr -n show cluster >/dev/null 2>&1 && break; sleep .5; done
+  timeout 5 sacctmgr -n show cluster >/dev/null || { cat "$DIR/log/slurmdbd.log" >&2; die "slurmdbd does not answer"; }
   [ -n "$(sacctmgr -n show cluster testcluster)" ] || sacctmgr -i add cluster testcluster >/dev/null
 fi
 

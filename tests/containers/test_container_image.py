@@ -46,8 +46,9 @@ def test_the_record_tells_what_the_image_holds(built_image):
     assert record["base"].endswith("/base:12")
     freeze = inside(built_image, "pip", "list", "--format", "freeze").stdout.split()
     assert dict(line.split("==") for line in freeze) == record["packages"]
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    assert record["commit"] == (head.stdout.strip() or "unknown")
+    if (ROOT / ".git").exists():
+        ours = ["git", "merge-base", "--is-ancestor", record["commit"], "HEAD"]
+        assert subprocess.run(ours, cwd=ROOT).returncode == 0
     labels = subprocess.run(
         ["apptainer", "inspect", "--labels", "--json", str(built_image)],
         capture_output=True,
@@ -130,11 +131,10 @@ def test_offline_and_caches_unless_told_otherwise(pulled_image, tmp_path):
     assert usual["HF_HUB_OFFLINE"] == usual["TRANSFORMERS_OFFLINE"] == "1"
     assert usual["PYTHONNOUSERSITE"] == "1"
     assert usual["MPLCONFIGDIR"].startswith("/tmp/nsdcap-cache-")
-    told = environment(APPTAINERENV_HF_HUB_OFFLINE="0", APPTAINERENV_NSDCAP_CACHE=str(tmp_path))
-    assert told["HF_HUB_OFFLINE"] == "0"
-    assert told["HF_HOME"] == f"{tmp_path}/huggingface"
+    told = environment(APPTAINERENV_HF_HUB_OFFLINE="0", APPTAINERENV_HF_HOME="/models")
+    assert (told["HF_HUB_OFFLINE"], told["HF_HOME"]) == ("0", "/models")
     where = "import matplotlib, pathlib; pathlib.Path(matplotlib.get_configdir(), 'x').touch()"
-    inside(pulled_image, "python", "-c", where, APPTAINERENV_NSDCAP_CACHE=str(tmp_path))
+    inside(pulled_image, "python", "-c", where, APPTAINER_BIND=f"{tmp_path}:/nsdcap-cache")
     assert (tmp_path / "matplotlib" / "x").exists()
 
 
@@ -196,7 +196,7 @@ def test_a_build_that_fails_leaves_nothing(registry, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1 or done.returncode == 255
+    assert done.returncode == 1
     assert "No matching distribution found" in done.stderr + done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["no wheels"]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shlex
 import signal
 import subprocess
@@ -114,6 +115,32 @@ def test_interrupt_ends_the_program_as_it_would_alone(argv, tmp_path):
     _, err = process.communicate(timeout=20)
     assert "KeyboardInterrupt" in err
     assert process.returncode == 130
+
+
+def test_ctrl_c_at_a_terminal_reaches_the_program_once(argv, tmp_path):
+    """Twice would break off what the program does to end well."""
+    code = """
+import os, signal, time
+signal.signal(signal.SIGINT, lambda *_: os.write(1, b"INT "))
+os.write(1, b"ready ")
+time.sleep(1)
+raise SystemExit(4)
+"""
+    child, terminal = pty.fork()
+    if child == 0:
+        command = argv(*python(code))
+        os.execv(command[0], command)
+    said = b""
+    try:
+        while b"ready" not in said:
+            said += os.read(terminal, 1000)
+        os.write(terminal, b"\x03")
+        while True:
+            said += os.read(terminal, 1000)
+    except OSError:  # the program and its terminal have ended
+        os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 4
+    assert said.count(b"INT") == 1, said
 
 
 def test_no_program_goes_on_when_run_sh_is_killed(argv, tmp_path):

@@ -77,7 +77,7 @@ def compare_scripts(run: Run, dry: str) -> None:
     """The dry run printed just what was submitted, but for names, held arrays and ids of dependencies."""
 
     def plain(text: str) -> list[str]:
-        text = re.sub(r"nsdcap-(\w+)-\w{8}", r"nsdcap-\1-NAME", text)
+        text = re.sub(r"nsdcap-(\w+)-\w{8}-\w{8}", r"nsdcap-\1-NAME", text)
         text = re.sub(r"'?(afterok|afterany):.*", r"\1", text)
         return [line for line in text.strip().splitlines() if line]
 
