@@ -72,7 +72,8 @@ LOGS = {
     "exception": "submitit ERROR (2026-11-24 05:57:32,001) - Submitted job triggered an exception\nTraceback "
     "(most recent call last):\n  File \"launch.py\", line 1, in __call__\nnsdcap.errors.UsageError: 1 GPUs were"
     " asked for\nnsdcap: the task ended with exit status 1\nsrun: error: n1: task 0: Exited with exit code 1",
-    "killed ": f"{LOST}\nnsdcap: begins on n2, restart 1\nnsdcap: the task ended with exit status 137 (signal KILL)",
+    "killed ": f"{LOST}\nnsdcap: begins on n2, restart 1\nnsdcap: the task ended with exit status 137 "
+    "(signal KILL)",
 }  # fmt: skip
 
 
