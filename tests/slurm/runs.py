@@ -206,7 +206,7 @@ class Run:
         """The process of a cell's Python, once it runs and has finished so many parts."""
 
         def found() -> list[int]:
-            if len(list(parts_folder(self.out, cell).glob("*.npz"))) < parts:
+            if len(list(parts_folder(self.out, cell).glob("*.part"))) < parts:
                 return []
             return [pid for pid in pythons(self.out) if element_of(pid) == self.job(cell)]
 
