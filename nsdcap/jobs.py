@@ -156,7 +156,7 @@ def ask(*command: str, timeout: float = 60) -> str:
     return done.stdout
 
 
-def queue(arrays: list[Array]) -> list[list[str]]:
+def queue(arrays: list[Array], timeout: float = 60) -> list[list[str]]:
     """[element's id, state, reason, time left, node, name] of all jobs that SLURM holds of this user
     and of those who submitted ``arrays``.
 
@@ -164,7 +164,7 @@ def queue(arrays: list[Array]) -> list[list[str]]:
     """
     users = sorted({str(os.getuid()), *(str(array.user) for array in arrays)})
     text = ask("squeue", f"--user={','.join(users)}", "--states=all", "--noheader", "--array",
-               "--format=%i|%T|%r|%L|%N|%j")  # fmt: skip
+               "--format=%i|%T|%r|%L|%N|%j", timeout=timeout)  # fmt: skip
     return [line.split("|", 5) for line in text.splitlines() if line.count("|") >= 5]
 
 
@@ -213,7 +213,7 @@ _CAUSES = (
     ("dependency", (), r"Incomplete: .* not done"),
     ("time", ("TIMEOUT", "DEADLINE"), r"DUE TO TIME LIMIT|timed-out too many times"),
     ("preempted", ("PREEMPTED",), r"DUE TO PREEMPTION"),
-    ("node", ("NODE_FAIL", "BOOT_FAIL"), r"DUE TO NODE FAILURE|NODE FAILURE"),
+    ("node", ("NODE_FAIL", "BOOT_FAIL"), r"NODE FAILURE|Node failure on"),
     ("cancelled", ("CANCELLED",), r"CANCELLED AT"),
 )  # fmt: skip
 _SIGNAL = r"\(signal \w+\)|: (Killed|Terminated)$|Force Terminated|Unable to create step"

@@ -77,7 +77,7 @@ def gather(ledger: Ledger) -> tuple[list[Known], str]:
     rows, why = None, ""
     if arrays := jobs.read(ledger.out):
         try:
-            rows = jobs.queue(arrays)
+            rows = jobs.queue(arrays, timeout=20)  # without a configuration squeue tries for 60 s
         except jobs.QueueError as error:
             why = str(error)
     return list(survey(ledger, cells, rows, arrays).values()), why

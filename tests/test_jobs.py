@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from threading import Timer
 
 import pytest
 
@@ -46,6 +47,11 @@ def test_the_last_job_of_a_cell_counts_and_one_without_a_job_does_not(tmp_path):
     assert found[CELLS[1]].log == tmp_path / "log" / "slurm" / "41_1_0_log.err"
 
 
+# an attempt before, in the same log
+LOST = (
+    "nsdcap: begins on n1, restart 0\nslurmstepd: error: *** JOB 9 ON n1 CANCELLED AT "
+    "2026-11-24T05:57:32 DUE TO PREEMPTION ***"
+)
 LOGS = {
     "memory": "slurmstepd-n2: error: StepId=311.0 exceeded memory limit (421801984 > 314572800), being "
     "killed\nslurmstepd-n2: error: Exceeded job memory limit\nslurmstepd-n2: error: *** STEP 311.0 ON n2 "
@@ -56,12 +62,18 @@ LOGS = {
     "preempted": "slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026-11-24T05:57:32 DUE TO PREEMPTION ***",
     "node": "slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026-11-24T05:57:32 DUE TO NODE FAILURE, SEE "
     "SLURMCTLD LOG FOR DETAILS ***",
+    "node ": "srun: error: Node failure on n3",
     "cancelled": "slurmstepd-n3: error: *** JOB 317 ON n3 CANCELLED AT 2026-11-24T05:57:32 ***\n"
     "srun: error: n3: task 0: Killed",
     "killed": "nsdcap: the task ended with exit status 137 (signal KILL)\nsrun: error: n1: task 0: "
     "Exited with exit code 137",
     "dependency": "nsdcap.cells.Incomplete: decode subj01 needs 1 cells that are not done: prepare subj01; "
     "run their stages first, or --stage all",
+    "exception": "submitit ERROR (2026-11-24 05:57:32,001) - Submitted job triggered an exception\nTraceback "
+    "(most recent call last):\n  File \"launch.py\", line 1, in __call__\nnsdcap.errors.UsageError: 1 GPUs were"
+    " asked for\nnsdcap: the task ended with exit status 1\nsrun: error: n1: task 0: Exited with exit code 1",
+    "killed ": f"{LOST}\nnsdcap: begins on n2, restart 1\nnsdcap: the task ended with exit status 137 "
+    "(signal KILL)",
 }  # fmt: skip
 
 
@@ -150,6 +162,33 @@ def test_only_one_process_submits_a_run(tmp_path):
         pass
     with jobs.submitting(tmp_path):  # and it let go
         pass
+
+
+def test_a_lock_that_is_being_written_is_waited_for(tmp_path):
+    lock = tmp_path / "jobs" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    writer = Timer(0.3, lock.write_text, [f"{jobs.HOST} {os.getpid()} 2026-01-01T00:00:00"])
+    writer.start()
+    with pytest.raises(UsageError, match=f"process {os.getpid()}"), jobs.submitting(tmp_path):
+        pass
+    writer.join()
+    remover = Timer(0.3, lock.unlink)
+    lock.write_text("")
+    remover.start()
+    with jobs.submitting(tmp_path):
+        assert str(os.getpid()) in lock.read_text()
+    remover.join()
+
+
+def test_accounting_is_believed_for_jobs_of_that_name_alone(tmp_path, monkeypatch):
+    """A controller that was killed may give an id out again; the other job is in accounting too."""
+    sacct = tmp_path / "sacct"
+    sacct.write_text("#!/bin/sh\necho '9|COMPLETED|another'; echo '8_1|CANCELLED by 0|mine'\n")
+    sacct.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    tasks = [Task(CELLS[0], job, 0.0, tmp_path / "log", name="mine") for job in ("9", "8_1")]
+    assert jobs.accounted(tasks) == {"8_1": "CANCELLED"}
 
 
 def test_a_lock_of_a_process_that_is_gone_is_taken_over(tmp_path):

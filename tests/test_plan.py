@@ -91,6 +91,18 @@ def test_what_runs_with_other_settings_is_begun_anew():
     assert plan.submit == CELLS
 
 
+def test_what_runs_while_its_inputs_are_begun_anew_is_too():
+    """aggregate, above all: it has begun after failures and would only list them."""
+    words = {
+        **dict.fromkeys([PREPARE[1], *DECODE], "done"),
+        PREPARE[0]: failed(PREPARE[0], "node"),
+        LAST: Known(LAST, "running", "", "", task(LAST, "RUNNING")),
+    }
+    plan = planned(words)
+    assert plan.withdraw == [LAST]
+    assert plan.submit == [PREPARE[0], LAST]
+
+
 def test_what_waits_with_other_settings_is_submitted_anew():
     old = Known(PREPARE[0], "pending", "", "", task(PREPARE[0], "PENDING"), outdated=True)
     assert planned({PREPARE[0]: old}).withdraw == [PREPARE[0]]
