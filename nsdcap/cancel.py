@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nsdcap.errors import NsdcapError
+from nsdcap.errors import NsdcapError, UsageError
 from nsdcap.options import STAGE_NAMES
 
 
@@ -31,16 +31,24 @@ def cancel(out: Path, stage: str | None) -> int:
     QueueError
         SLURM does not answer.
     UsageError
-        The run is just being submitted.
+        No run on a cluster lies there, or it is just being submitted.
     """
     from nsdcap import jobs
-    from nsdcap.status import open_run
 
-    out = open_run(out).out
+    if not jobs.folder(out).is_dir():
+        raise UsageError(
+            f"{out}: found no jobs/ there; give the folder of a run on a cluster (--out)"
+        )
     with jobs.submitting(out):
-        # by the name, which is there before the job: its id may not have been noted
-        names = {array.name for array in jobs.read(out) if stage in (None, array.stage)}
-        live = [row[0] for row in jobs.queue() if row[5] in names and row[1] in jobs.ACTIVE]
+        # by the name, which is there before the job and says the run: an id or a record may be missing
+        begins = f"nsdcap-{stage or ''}"
+        live = [
+            row[0]
+            for row in jobs.queue(jobs.read(out))
+            if row[5].startswith(begins)
+            and f"-{jobs.mark(out)}-" in row[5]
+            and row[1] in jobs.ACTIVE
+        ]
         jobs.cancel(live)
     print(f"{len(live)} cells cancelled; finished ones stay, the same launch command goes on")
     return 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from nsdcap.paths import (
     atomic,
     config_file,
     failure,
+    name_of,
     place,
     sidecar,
     write_json,
@@ -156,11 +158,13 @@ class Ledger:
         if not force and self.state(cell).word == "done":
             parts.forget(self.out, cell)  # what a kill between the last two steps left
             return "skipped"
-        gaps = [str(s.cell) for s in self.states(self.inputs(cell)) if s.word != "done"]
+        gaps = [state.cell for state in self.states(self.inputs(cell)) if state.word != "done"]
         if gaps:
+            groups = groupby(gaps, lambda gap: (gap.stage, gap.subject, gap.layer is None))
+            names = ", ".join(name_of(list(group)) for _, group in groups)
             raise Incomplete(
-                f"{cell} needs {len(gaps)} cells that are not done: {', '.join(gaps[:6])}"
-                f"{', ...' if len(gaps) > 6 else ''}; run their stages first, or --stage all"
+                f"{cell} needs {len(gaps)} cells that are not done: {names}; run their stages first, or "
+                "--stage all"
             )
         module, name = STAGES[cell.stage].function.split(":")
         start = time.time()
@@ -245,12 +249,15 @@ class Ledger:
         return self._found[what, key]
 
 
-def run_cell(out: str, stage: str, subject: int | None, layer: int | None, force: bool) -> str:
-    """A cell of the run in ``out``, by its settings there; what a task in another process calls.
+def run_cell(
+    out: str, stage: str, subject: int | None, layer: int | None, force: bool, file: str = ""
+) -> str:
+    """A cell of the run in ``out``, by the settings there or in ``file``; what a task in another process
+    calls.
 
     Returns "done" or "skipped"; raises as ``Ledger.run``.
     """
-    settings = config.load(config_file(Path(out)))
+    settings = config.load(Path(file) if file else config_file(Path(out)))
     return Ledger(settings, Path(out)).run(Cell(stage, subject, layer), force)
 
 

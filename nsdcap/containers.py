@@ -7,12 +7,12 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
 from pathlib import Path
 
 from nsdcap.cells import Ledger
 from nsdcap.errors import DataError, NsdcapError, UsageError
 from nsdcap.paths import atomic
+from nsdcap.site import Site
 
 SIF_MAGIC = (32, b"SIF_MAGIC")  # where it stands in a SIF file
 
@@ -23,30 +23,29 @@ class MissingError(NsdcapError):
     exit_code = 69
 
 
-def command(
-    ledger: Ledger, image: str | Path | None, *, gpu: bool, threads: int | None,
-    binds: Sequence[str] = (), cache: str = "",
-) -> list[str]:  # fmt: skip
-    """Words that run Python by the run's copy of ``containers/run.sh``.
+def command(ledger: Ledger, site: Site, *, threads: int, gpus: list[str] | int | None) -> list[str]:
+    """Words that run Python by the run's copy of ``containers/run.sh``, in the site's image if it has one.
 
-    In an image the run's folder, NSD, the models and ``binds`` are bound at the same places, and
-    nothing else of the host is seen. ``threads`` bounds those of the numerical libraries, ``cache``
-    is the folder of Hugging Face weights.
+    In an image the run's folder, NSD, the models and the site's binds are bound at the same places;
+    beside them it sees what Apptainer itself binds (home, /tmp and the working folder, by default).
+    ``threads`` bounds those of the numerical libraries. ``gpus`` names those to be seen, or is how many
+    SLURM gives.
     """
     words = ["bash", str(_script(ledger.out))]
-    environment = {}
-    if threads is not None:
-        environment = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "OPENBLAS", "MKL")}
+    environment = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "OPENBLAS", "MKL")}
+    if isinstance(gpus, list):
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    cache = site.cache or os.environ.get("HF_HOME", "")
     if cache:
         environment["HF_HOME"] = cache
     for name, value in environment.items():
         words += ["--env", f"{name}={value}"]
-    if not image:
+    if not site.image:
         return [*words, "--", sys.executable]
-    words += ["--image", str(image), *(["--nv"] if gpu else [])]
+    words += ["--image", site.image, *(["--nv"] if site.nv and gpus else [])]
     for path in [*_folders(ledger), *([cache] if cache else [])]:
         words += ["--bind", str(path)]
-    for bind in binds:
+    for bind in site.binds:
         words += ["--bind", bind]
     return [*words, "--", "python"]
 
@@ -63,22 +62,16 @@ def _script(out: Path) -> Path:
     return out / "jobs" / "run.sh"
 
 
-def check_image(image: str | Path | None) -> None:
+def check_image(image: str) -> None:
     """Refuse what is not a SIF file here.
 
     Raises
     ------
-    UsageError
-        An address of a registry: an array must not pull it once a task.
     DataError
         No such file, or another kind of file.
     """
     if not image:
         return
-    if "://" in str(image):
-        raise UsageError(
-            f"image {image}: pull it first (apptainer pull nsdcap.sif {image}), then give the file"
-        )
     path, (offset, magic) = Path(image), SIF_MAGIC
     try:
         with path.open("rb") as file:
@@ -91,15 +84,33 @@ def check_image(image: str | Path | None) -> None:
         raise DataError(f"image {path}: not an Apptainer image (SIF); build it or pull it anew")
 
 
-def visible_gpus() -> list[int]:
-    """Numbers of the GPUs that this process may use."""
+def check_weights(ledger: Ledger, site: Site) -> None:
+    """Refuse models that a task in an image could not get at: it runs off-line.
+
+    Raises
+    ------
+    UsageError
+        A hub id, and no folder of weights.
+    """
+    cache = site.cache or os.environ.get("HF_HOME", "")
+    for name in ("blip", "diffusion", "clip"):
+        where = getattr(ledger.settings.models, name)
+        if site.image and not cache and not Path(where).is_dir():
+            raise UsageError(
+                f"models.{name} = {where!r} is no folder, and tasks in an image are off-line: give a folder, "
+                "or that of downloaded weights (cache in the site file, or the variable HF_HOME)"
+            )
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that this process may use: numbers, or NVIDIA's own."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        names = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
-        return [int(name) for name in names if name.strip().isdigit()]
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
     if shutil.which("nvidia-smi") is None:
         return []
     done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return list(range(sum(line.startswith("GPU ") for line in done.stdout.splitlines())))
+    count = sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+    return [str(number) for number in range(count)]
 
 
 def _folders(ledger: Ledger) -> list[Path]:

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import groupby
-
 from nsdcap.cells import Ledger
 from nsdcap.cost import Cost, Costs
-from nsdcap.paths import Cell
+from nsdcap.paths import Cell, name_of
 
 ROWS = 200  # that are printed at most
 
 
-def tell_plan(ledger: Ledger, cells: list[Cell], force: bool) -> None:
-    """Print what each cell would do and cost, layers of a subject in one row, and sums. Writes nothing."""
+def tell_plan(
+    ledger: Ledger, cells: list[Cell], force: bool, plans: dict[Cell, tuple[str, str]] | None = None
+) -> None:
+    """Print what each cell would do and cost, layers of a subject in one row, and sums. Writes nothing.
+
+    ``plans`` says for each cell "run" or what else becomes of it, and why; by default what is not done runs.
+    """
     from rich.console import Console
     from rich.table import Table
 
     costs = Costs(ledger)
     groups: dict[tuple, list[Cell]] = {}
-    for state in ledger.states(cells):
-        cell, run = state.cell, force or state.word != "done"
-        reason = "--force" if force and state.word == "done" else state.reason or "done, unchanged"
-        key = (cell.stage, cell.subject, cell.layer is None, run, reason)
+    for cell, (word, reason) in (plans or _plans(ledger, cells, force)).items():
+        key = (cell.stage, cell.subject, cell.layer is None, word, reason)
         groups.setdefault(key, []).append(cell)
     table = Table(box=None, pad_edge=False)
     for name in ("cell", "plan", "reason", "size"):
@@ -30,12 +30,11 @@ def tell_plan(ledger: Ledger, cells: list[Cell], force: bool) -> None:
     for name in ("time each", "memory", "written", "on"):
         table.add_column(name, justify="right", no_wrap=True)
     running: list[tuple[Cost, int]] = []
-    for number, ((*_, run, reason), group) in enumerate(groups.items()):
+    for number, ((*_, word, reason), group) in enumerate(groups.items()):
         cost = costs.of(group[0])
-        if run:
+        row = [name_of(group), word, reason]
+        if word == "run":
             running.append((cost, len(group)))
-        row = [name_of(group), "run" if run else "skip", reason]
-        if run:
             row += [cost.text, duration(cost.seconds), size(cost.memory_bytes)]
             row += [size(cost.disk_bytes * len(group)), on(cost)]
         if number < ROWS:
@@ -47,9 +46,19 @@ def tell_plan(ledger: Ledger, cells: list[Cell], force: bool) -> None:
     _tell_sums(running, len(cells))
 
 
+def _plans(ledger: Ledger, cells: list[Cell], force: bool) -> dict[Cell, tuple[str, str]]:
+    found = {}
+    for state in ledger.states(cells):
+        if state.word == "done" and not force:
+            found[state.cell] = "skip", "done, unchanged"
+        else:
+            found[state.cell] = "run", "--force" if state.word == "done" else state.reason
+    return found
+
+
 def _tell_sums(running: list[tuple[Cost, int]], total: int) -> None:
     runs = sum(count for _, count in running)
-    print(f"{runs} of {total} cells would run, {total - runs} are done")
+    print(f"{runs} of {total} cells would run, {total - runs} would not")
     if not runs:
         return
     seconds = sum(cost.seconds * count for cost, count in running)
@@ -61,23 +70,6 @@ def _tell_sums(running: list[tuple[Cost, int]], total: int) -> None:
         f"{size(written)} written, at most {size(most)} of memory. Rough, from sizes and usual machines: "
         "see nsdcap/cost.py"
     )
-
-
-def name_of(cells: list[Cell]) -> str:
-    """Layers of one subject in few words: "encode subj01 layers 00-05, 07 (7)"."""
-    first = cells[0]
-    if len(cells) == 1 or first.layer is None:
-        return str(first)
-    layers = sorted(cell.layer for cell in cells if cell.layer is not None)
-    spans = list(_spans(layers))
-    text = ", ".join(spans[:6]) + (", ..." if len(spans) > 6 else "")
-    return f"{Cell(first.stage, first.subject)} layers {text} ({len(cells)})"
-
-
-def _spans(numbers: list[int]) -> Iterable[str]:
-    for _, part in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
-        span = [number for _, number in part]
-        yield f"{span[0]:02d}" if len(span) == 1 else f"{span[0]:02d}-{span[-1]:02d}"
 
 
 def on(cost: Cost) -> str:

@@ -6,7 +6,7 @@ job is; both are hints, and everything goes on without accounting and after a jo
 
 from __future__ import annotations
 
-import getpass
+import hashlib
 import json
 import os
 import re
@@ -47,7 +47,8 @@ class Array:
     died before it could note ``job``. ``job`` "" if it is not known to have been submitted, ``held``
     while its cells are not yet told what to wait for. Of each cell: ``tries``, this one counted, how
     often it had failed for want of ``memory`` and ``time``, and the signature of what it is made from.
-    ``resources`` it asked for, and what its cells wait for, [cells, on which] for each group of them.
+    ``resources`` it asked for, and what its cells wait for, [cells, on which] for each group of them;
+    ``user`` the number of who submitted it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Array:
     signatures: tuple[str, ...] = ()
     resources: dict = field(default_factory=dict)
     waits: list = field(default_factory=list)
+    user: int = field(default_factory=os.getuid)
 
     def element(self, index: int) -> str:
         """The job id of a cell; an array of one is a plain job."""
@@ -103,6 +105,11 @@ def logs(out: Path) -> Path:
     return out / "log" / "slurm"
 
 
+def mark(out: Path) -> str:
+    """What the names of all jobs of a run hold, so that they are found even without their records."""
+    return hashlib.sha256(str(out.resolve()).encode()).hexdigest()[:8]
+
+
 def write(out: Path, array: Array) -> None:
     """Put an array's record on disk; before it is submitted, and again with its job's id."""
     cells = [[cell.stage, cell.subject, cell.layer] for cell in array.cells]
@@ -133,7 +140,10 @@ def ask(*command: str, timeout: float = 60) -> str:
         It is not there, fails, or does not answer within ``timeout`` seconds.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+        # a user's own defaults for these commands (SQUEUE_PARTITION and the like) would hide jobs
+        own = ("SQUEUE_", "SACCT_", "SCONTROL_")
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(own)}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=clean)
     except FileNotFoundError:
         raise QueueError(
             f"{command[0]}: found no such command; is this a SLURM login node?"
@@ -146,12 +156,14 @@ def ask(*command: str, timeout: float = 60) -> str:
     return done.stdout
 
 
-def queue() -> list[list[str]]:
-    """[element's id, state, reason, time left, node, name] of all the user's jobs that SLURM holds.
+def queue(arrays: list[Array]) -> list[list[str]]:
+    """[element's id, state, reason, time left, node, name] of all jobs that SLURM holds of this user
+    and of those who submitted ``arrays``.
 
     Ended jobs are held for the cluster's MinJobAge, five minutes by default.
     """
-    text = ask("squeue", f"--user={getpass.getuser()}", "--states=all", "--noheader", "--array",
+    users = sorted({str(os.getuid()), *(str(array.user) for array in arrays)})
+    text = ask("squeue", f"--user={','.join(users)}", "--states=all", "--noheader", "--array",
                "--format=%i|%T|%r|%L|%N|%j")  # fmt: skip
     return [line.split("|", 5) for line in text.splitlines() if line.count("|") >= 5]
 
@@ -204,12 +216,11 @@ _CAUSES = (
     ("node", ("NODE_FAIL", "BOOT_FAIL"), r"DUE TO NODE FAILURE|NODE FAILURE"),
     ("cancelled", ("CANCELLED",), r"CANCELLED AT"),
 )  # fmt: skip
+_SIGNAL = r"\(signal \w+\)|: (Killed|Terminated)$|Force Terminated|Unable to create step"
 BEGINS = "nsdcap: begins on "  # in the log at the start of every attempt
-OWN_FAULT = (
-    "exception",
-    "memory",
-    "time",
-)  # it would end so again: only --retry-failed tries again
+_NO_MEMORY = re.compile(r"(?<!OutOf)MemoryError")  # the host's; torch.OutOfMemoryError is a GPU's
+# it would end so again: only --retry-failed tries again
+OWN_FAULT = ("exception", "memory", "time")
 
 
 def cause(task: Task, note: Path, state: str = "") -> tuple[str, str]:
@@ -226,11 +237,12 @@ def cause(task: Task, note: Path, state: str = "") -> tuple[str, str]:
     if note.exists() and note.stat().st_mtime >= task.submitted:
         last = (note.read_text().strip().splitlines() or ["no message"])[-1]
         for word, _, pattern in _CAUSES[:3]:
-            if re.search(pattern, last) or (word == "memory" and "MemoryError" in last):
+            if re.search(pattern, last) or (word == "memory" and _NO_MEMORY.search(last)):
                 return word, last
         return "exception", last
     tail = log_tail(task.log)
-    lines = tail.rpartition(BEGINS)[2].strip().splitlines()  # of the last attempt alone
+    _, begun, last = tail.rpartition(BEGINS)  # of the last attempt alone
+    lines = (last.partition("\n")[2] if begun else last).strip().splitlines()
     for word, _, pattern in _CAUSES:
         told = [line for line in lines if re.search(pattern, line)]
         if told:
@@ -241,10 +253,14 @@ def cause(task: Task, note: Path, state: str = "") -> tuple[str, str]:
         return "cancelled", state
     if raised := _raised(lines):
         return "exception", raised
-    if lines:
-        own = [line for line in lines if not line.startswith("srun: ")]
-        return "killed", (own or lines)[-1].strip()
-    return "lost", "it has left the queue without a result or a log"
+    own = [line for line in lines if not line.startswith("srun: ")] or lines
+    if any(re.search(_SIGNAL, line) for line in lines):
+        return "killed", own[-1].strip()
+    if any(re.search(r"exit (code|status) \d", line) for line in lines):
+        return "exception", own[-1].strip()
+    if begun and state == "FAILED":
+        return "exception", "it ended before its Python began; see setup in the site file"
+    return "lost", own[-1].strip() if own else "it has left the queue without a result or a log"
 
 
 def _raised(lines: list[str]) -> str:
@@ -282,7 +298,10 @@ def submitting(out: Path) -> Iterator[None]:
         Another one does; its host, process and time.
     """
     path = folder(out) / "lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path.parent}: cannot be written ({error.strerror})") from None
     mine = f"{HOST} {os.getpid()} {datetime.now().isoformat(timespec='seconds')}"
     while True:
         try:
@@ -291,6 +310,8 @@ def submitting(out: Path) -> Iterator[None]:
             break
         except FileExistsError:
             host, pid, since = _holder(path)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
         if host == HOST and not _alive(pid):
             path.unlink(missing_ok=True)  # it was killed
         elif host:

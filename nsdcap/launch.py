@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from nsdcap.cells import Ledger
     from nsdcap.jobs import Array
     from nsdcap.site import Resources, Site
+    from nsdcap.submit import Planned
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -57,59 +58,63 @@ def launch(options: argparse.Namespace) -> int:
         raise UsageError("--out: give the folder for the results")
     out = (options.out or MINIATURE_OUT).absolute()
     executor, why = choose_executor(options)
+    site = read_site(options) if executor != "inline" else None
+    if site is not None and site.cache:
+        os.environ["HF_HOME"] = site.cache  # of the weights' configurations, which are read here
     settings = settle(options, out, miniature)
-    if miniature:
-        from nsdcap import miniature as built_in
-        from nsdcap.preflight import make_folder
-
-        if not built_in.is_made(out / "nsd"):
-            if options.dry_run:
-                cells = chosen_cells(options.stage, settings)
-                print(*(f"{cell}: run, not computed yet" for cell in cells), sep="\n")
-                print(
-                    f"{len(cells)} cells would run, minutes in all; costs are known when the miniature is"
-                )
-                print(f"made, which would come first: {out / 'nsd'}, half a minute, 0.2 GB")
-                return 0
-            make_folder(out)
-            built_in.make(out / "nsd")
+    cells = chosen_cells(options.stage, settings)
+    print(f"executor {executor}: {why}", flush=True)
+    if miniature and not make_miniature(out, cells, options.dry_run):
+        return 0
     from nsdcap.cells import Ledger
-    from nsdcap.containers import check_image, place_script
-    from nsdcap.preflight import preflight, write_settings
+    from nsdcap.containers import check_image, check_weights, place_script
+    from nsdcap.preflight import check_path, make_folder, preflight, write_settings
 
     ledger = Ledger(settings, out)
-    cells = chosen_cells(options.stage, settings)
-    site = read_site(options) if executor == "slurm" else None
-    print(f"executor {executor}: {why}", flush=True)
-    if options.dry_run:
-        from nsdcap.dry_run import tell_plan
-
-        tell_plan(ledger, cells, options.force)
-        if site is not None:
-            dry_run(ledger, cells, site, options.retry_failed)
-        return 0
     preflight(settings)
-    check_image(site.image if site else options.image)
     if site is not None:
-        from nsdcap import sbatch
-
-        sbatch.check_path(out)
-    write_settings(settings, out)
-    if executor != "inline":
+        check_path(out)
+        check_image(site.image)
+        check_weights(ledger, site)
+    if options.dry_run:
+        tell(ledger, cells, site if executor == "slurm" else None, options)
+        return 0
+    make_folder(out)
+    if site is not None:
         place_script(out)
-    if site is not None:
-        from nsdcap import submit
+    if executor == "slurm" and site is not None:
+        from nsdcap import sbatch, submit
 
         return submit.submit(
             ledger, cells, site, lambda *array: hand_over(ledger, site, *array),
-            sbatch.needed_resources(ledger, site), retry_failed=options.retry_failed,
-            force=options.force,
+            sbatch.needed_resources(ledger, site), lambda: write_settings(settings, out),
+            retry_failed=options.retry_failed, force=options.force,
         )  # fmt: skip
-    if executor == "local":
-        return run_local(ledger, cells, options.force, options.jobs, options.image)
+    write_settings(settings, out)
+    if site is not None:
+        return run_local(ledger, cells, options.force, options.jobs, site)
     from nsdcap.inline import run_inline
 
     return run_inline(ledger, cells, options.force)
+
+
+def make_miniature(out: Path, cells: list[Cell], dry: bool) -> bool:
+    """Make the built-in miniature's NSD if it is not there; ``dry``: only say so, and return False."""
+    from nsdcap import miniature
+    from nsdcap.preflight import make_folder
+
+    if miniature.is_made(out / "nsd"):
+        return True
+    if dry:
+        print(*(f"{cell}: run, not computed yet" for cell in cells), sep="\n")
+        print(
+            f"{len(cells)} cells would run, minutes in all; costs are known when the miniature is"
+        )
+        print(f"made, which would come first: {out / 'nsd'}, half a minute, 0.2 GB")
+        return False
+    make_folder(out)
+    miniature.make(out / "nsd")
+    return True
 
 
 # --- a task ---------------------------------------------------------------------------------------
@@ -120,9 +125,9 @@ class CellTask:
 
     def __call__(
         self, out: str, stage: str, subject: int | None, layer: int | None, force: bool = False,
-        version: str = "", gpus: int = 0,
+        version: str = "", gpus: int = 0, file: str = "",
     ) -> str:  # fmt: skip
-        """Compute the cell unless it is done; returns "done" or "skipped".
+        """Compute the cell unless it is done, by the settings in ``file``; returns "done" or "skipped".
 
         Raises
         ------
@@ -134,6 +139,9 @@ class CellTask:
         from nsdcap import __version__
         from nsdcap.cells import run_cell
 
+        # SLURM sends CONT just before USR2: submitit logs the first, and logging would swallow the error that
+        # it raises at the second, after a time limit too many
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)
         if version not in ("", __version__):
             raise UsageError(
                 f"this task has nsdcap {__version__}, its launcher {version}; build the image anew, or "
@@ -150,7 +158,7 @@ class CellTask:
         paths.result_pickle.with_name(paths.result_pickle.name + ".save_tmp").unlink(
             missing_ok=True
         )
-        return run_cell(out, stage, subject, layer, force)
+        return run_cell(out, stage, subject, layer, force, file)
 
     def checkpoint(self, *arguments: Any, **named: Any) -> Any:
         """Before a time limit or a preemption: the same again, which goes on from its finished parts."""
@@ -163,9 +171,7 @@ class CellTask:
 # --- local pool -----------------------------------------------------------------------------------
 
 
-def run_local(
-    ledger: Ledger, cells: list[Cell], force: bool, jobs: int, image: Path | None = None
-) -> int:
+def run_local(ledger: Ledger, cells: list[Cell], force: bool, jobs: int, site: Site) -> int:
     """Up to ``jobs`` cells at a time, each in a process of its own, stage by stage; GPUs take turns."""
     import submitit
 
@@ -176,8 +182,10 @@ def run_local(
     gpus, turn = visible_gpus(), 0
     # several processes that each take all cores are slower than one
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    python = shlex.join(command(ledger, image, gpu=bool(gpus), threads=threads))
-    executor = submitit.LocalExecutor(folder=ledger.out / "log", python=python)
+    executor = submitit.LocalExecutor(folder=ledger.out / "log")
+    executor.update_parameters(timeout_min=7 * 24 * 60)
+    # as on Ctrl-C, no cell goes on unseen
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     tally = Tally(len(cells))
     for stage in dict.fromkeys(cell.stage for cell in cells):
         waiting = []
@@ -193,20 +201,11 @@ def run_local(
                     cell = waiting.pop(0)
                     mine = gpus[turn % len(gpus) :][:1] if gpus else []
                     turn += 1
-                    executor.update_parameters(
-                        timeout_min=7 * 24 * 60, gpus_per_node=len(mine), visible_gpus=mine
-                    )
+                    words = command(ledger, site, threads=threads, gpus=mine)
+                    executor.python = shlex.join(words)
+                    row = (str(ledger.out), cell.stage, cell.subject, cell.layer, force)
                     with stderr_to(ledger.out / "log" / "launcher.txt"):
-                        job = executor.submit(
-                            CellTask(),
-                            str(ledger.out),
-                            cell.stage,
-                            cell.subject,
-                            cell.layer,
-                            force,
-                            __version__,
-                            len(mine),
-                        )
+                        job = executor.submit(CellTask(), *row, __version__, len(mine))
                     running[cell] = (job, time.monotonic())
                 for cell, (job, start) in list(running.items()):
                     if not job.done():
@@ -271,56 +270,82 @@ def hand_over(
 
     from nsdcap import __version__, sbatch
     from nsdcap.jobs import QueueError, logs
+    from nsdcap.preflight import freeze
 
-    python = sbatch.python(ledger, site, needed)
-    executor = submitit.SlurmExecutor(logs(ledger.out), site.timeouts, python=python)
+    python, file = sbatch.python(ledger, site, needed), str(freeze(ledger.settings, ledger.out))
+    try:
+        executor = submitit.SlurmExecutor(logs(ledger.out), site.timeouts, python=python)
+    except RuntimeError as error:
+        raise QueueError(f"{error} (submitit looks for srun on the PATH)") from None
     executor.update_parameters(**sbatch.parameters(site, array, needed, dependency, held))
     rows = [
-        (str(ledger.out), cell.stage, cell.subject, cell.layer, False, __version__, needed.gpus)
+        (
+            str(ledger.out),
+            cell.stage,
+            cell.subject,
+            cell.layer,
+            False,
+            __version__,
+            needed.gpus,
+            file,
+        )
         for cell in array.cells
     ]
     try:
         submitted = executor.map_array(CellTask(), *zip(*rows, strict=True))
     except (FailedJobError, FailedSubmissionError) as error:
-        said = [line for line in str(error).splitlines() if "sbatch" in line.lower()]
-        raise QueueError(f"{array.stage}: {(said or [str(error)])[-1].strip()}") from None
+        said = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
+        raise QueueError(f"{array.stage}: {(said or [str(error)])[0].strip()}") from None
     return submitted[0].job_id.partition("_")[0]
 
 
-def dry_run(ledger: Ledger, cells: list[Cell], site: Site, retry_failed: bool) -> None:
-    """Print what SLURM would be given: each stage's arrays, and the script of the first."""
-    from submitit.slurm.slurm import _make_sbatch_string
+def tell(ledger: Ledger, cells: list[Cell], site: Site | None, options: argparse.Namespace) -> None:
+    """Print the plan and, with a cluster, what SLURM would be given: a script for each kind of array."""
+    from nsdcap.dry_run import tell_plan
 
+    if site is None:
+        tell_plan(ledger, cells, options.force)
+        return
     from nsdcap import jobs, sbatch, submit
 
+    rows, limit = None, site.max_array or 1000
     try:
-        rows, limit = jobs.queue(), submit.array_limit(site)
+        rows, limit = jobs.queue(jobs.read(ledger.out)), submit.array_limit(site)
     except jobs.QueueError as error:
-        print(f"note: {error}; arrays of up to {site.max_array or 1000} tasks are assumed")
-        rows, limit = None, site.max_array or 1000
-    found, known = submit.settle(ledger, cells, rows, site, retry_failed)
+        print(f"note: {error}; arrays of up to {limit} tasks are assumed")
+    found, known = submit.settle(ledger, cells, rows, site, options.retry_failed, options.force)
+    tell_plan(ledger, cells, options.force, submit.words(found, known))
     ready = submit.arrays(ledger, found, known, site, sbatch.needed_resources(ledger, site), limit)
-    for stage in dict.fromkeys(planned.array.stage for planned in ready):
-        own = [planned for planned in ready if planned.array.stage == stage]
-        sizes = [len(planned.array.cells) for planned in own]
-        on = {other.stage for planned in own for need in planned.needs for other in need.on}
-        print(f"\n# {stage}: {sum(sizes)} tasks in {len(sizes)} arrays", end="")
-        print(
-            f", each after its own {', '.join(name for name in STAGE_NAMES if name in on)}"
-            if on
-            else ""
+    told: dict[str, list[int]] = {}
+    for planned in ready:
+        told.setdefault(script(ledger, site, planned, options.force), []).append(
+            len(planned.array.cells)
         )
-        first = own[0]
-        held = len(first.needs) > 1  # then each cell is given its own, by scontrol
-        word = "afterany" if stage == "aggregate" else "afterok"
-        after = "" if held or not on else ":".join([word, *(f"<{name}>" for name in sorted(on))])
-        parameters = sbatch.parameters(site, first.array, first.resources, after, held)
-        if sizes[0] > 1:
-            parameters["map_count"] = sizes[0]
-        folder = jobs.logs(ledger.out)
-        words = sbatch.python(ledger, site, first.resources)
-        line = f"{words} -u -m submitit.core._submit {shlex.quote(str(folder))}"
-        print(_make_sbatch_string(command=line, folder=folder, **parameters))
+    for text, sizes in told.items():
+        print(f"\n# {sum(sizes)} tasks in {len(sizes)} arrays of up to {max(sizes)}\n{text}")
+
+
+def script(ledger: Ledger, site: Site, planned: Planned, force: bool) -> str:
+    """What sbatch would be given for an array, but for its random name and the ids that it waits for."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    from nsdcap import jobs, sbatch
+
+    array, stages = planned.array, {cell.stage for need in planned.needs for cell in need.on}
+    on = ", ".join(f"its own {name}" for name in STAGE_NAMES if name in stages)
+    held = len(planned.needs) > 1 or force  # then each cell is told what it waits for, by scontrol
+    word = "afterany" if array.stage == "aggregate" else "afterok"
+    after = "" if held or not on else ":".join([word, *(f"<{name}>" for name in sorted(stages))])
+    name = array.name.rpartition("-")[0]
+    parameters = sbatch.parameters(site, array, planned.resources, after, held)
+    parameters["job_name"] = f"{name}-<token>"
+    if len(array.cells) > 1:
+        parameters["map_count"] = len(array.cells)
+    folder = jobs.logs(ledger.out)
+    words = sbatch.python(ledger, site, planned.resources)
+    line = f"{words} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    text = _make_sbatch_string(command=line, folder=folder, **parameters)
+    return f"# {array.stage}" + (f", each after {on}" if on else "") + f"\n{text}"
 
 
 if __name__ == "__main__":

@@ -23,11 +23,9 @@ from typing import Any
 import h5py
 import nibabel as nib
 import numpy as np
-import scipy.io
 from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
 
-from nsdcap import nsd_surface
 from nsdcap.errors import DataError
 
 TRIALS_PER_SESSION = 750
@@ -78,6 +76,8 @@ class NSD:
             "sharedix": (1, SHARED),
         }
         try:
+            import scipy.io  # it takes long to load
+
             found = scipy.io.loadmat(path, variable_names=list(shapes))
         except (*UNREADABLE, NotImplementedError, TypeError) as error:
             raise DataError(f"{path} cannot be read ({error}); fetch it again.") from error
@@ -322,11 +322,15 @@ class NSD:
         folder = self.subject_dir(subject) / "transforms"
         short = self.space.removesuffix("mm")
         layers = [folder / f"{hemi}.{short}-to-layerB{depth}.mgz" for depth in (1, 2, 3)]
+        from nsdcap import nsd_surface
+
         return nsd_surface.sample_layers(volume, layers, kind)
 
     def to_fsaverage(self, subject: int, hemi: str, values: np.ndarray) -> np.ndarray:
         """Values (V,) of the subject's vertices on fsaverage: see ``nsd_surface.to_fsaverage``."""
         folder = self.subject_dir(subject) / "transforms"
+        from nsdcap import nsd_surface
+
         return nsd_surface.to_fsaverage(values, folder / f"{hemi}.white-to-fsaverage.mgz")
 
 

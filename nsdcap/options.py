@@ -6,7 +6,7 @@ import argparse
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nsdcap.errors import UsageError
 from nsdcap.paths import Cell
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="default: slurm where a site file is given and sbatch is there, else inline")  # fmt: skip
     add("--site", type=Path, metavar="FILE.toml",
         help="your cluster, as slurm/example.toml (default: the variable NSDCAP_SITE)")  # fmt: skip
-    add("--image", type=Path, metavar="IMAGE.sif",
+    add("--image", metavar="IMAGE.sif",
         help="run cells in this Apptainer image (local; slurm: in place of the site's)")  # fmt: skip
     add("--jobs", type=int, default=2, metavar="N", help="cells at a time of --executor local")
     add("--dry-run", action="store_true",
@@ -94,14 +94,30 @@ def site_file(options: argparse.Namespace) -> Path | None:
 
 
 def read_site(options: argparse.Namespace) -> Site:
-    """The cluster: its site file, or only what SLURM itself says; ``--image`` over its image."""
+    """The site file, or one that says nothing; ``--image`` over its image."""
     from dataclasses import replace
 
     from nsdcap import site
 
     file = site_file(options)
     found = site.load(file) if file is not None else site.Site()
-    return replace(found, image=str(options.image.absolute())) if options.image else found
+    return replace(found, image=image_file(options)) if options.image else found
+
+
+def image_file(options: argparse.Namespace) -> str:
+    """The path of ``--image``, "" without one.
+
+    Raises
+    ------
+    UsageError
+        An address of a registry: an array must not pull it once a task.
+    """
+    if "://" in (options.image or ""):
+        raise UsageError(
+            f"--image {options.image}: pull it first (apptainer pull nsdcap.sif {options.image}), then give "
+            "the file"
+        )
+    return str(Path(options.image).absolute()) if options.image else ""
 
 
 def settle(options: argparse.Namespace, out: Path, miniature: bool) -> Config:
@@ -121,7 +137,26 @@ def settle(options: argparse.Namespace, out: Path, miniature: bool) -> Config:
 
         file = built_in.SETTINGS
         given = [*built_in.places(out / "nsd"), *given]
-    return config.load(file, options.preset, tuple(given))
+    return absolute(config.load(file, options.preset, tuple(given)))
+
+
+def absolute(settings: Config) -> Config:
+    """The settings with the paths of folders made absolute: they are read from elsewhere, later."""
+    from dataclasses import replace
+
+    models: dict[str, Any] = {
+        name: str(Path(where).absolute())
+        for name in ("blip", "diffusion", "clip")
+        if Path(where := getattr(settings.models, name)).is_dir() and where
+    }
+    data: dict[str, Any] = {
+        name: str(Path(where).absolute())
+        for name in ("nsd_root", "annotations")
+        if (where := getattr(settings.data, name))
+    }
+    return replace(
+        settings, models=replace(settings.models, **models), data=replace(settings.data, **data)
+    )
 
 
 def chosen_cells(stage: str, settings: Config) -> list[Cell]:

@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,23 @@ class Cell:
         if self.layer is not None:
             parts.append(f"layer{self.layer:02d}")
         return " ".join(parts)
+
+
+def name_of(cells: list[Cell]) -> str:
+    """Layers of one subject in few words: "encode subj01 layers 00-05, 07 (7)"."""
+    first = cells[0]
+    if len(cells) == 1 or first.layer is None:
+        return str(first)
+    layers = sorted(cell.layer for cell in cells if cell.layer is not None)
+    spans = list(_spans(layers))
+    text = ", ".join(spans[:6]) + (", ..." if len(spans) > 6 else "")
+    return f"{Cell(first.stage, first.subject)} layers {text} ({len(cells)})"
+
+
+def _spans(numbers: list[int]) -> Iterable[str]:
+    for _, part in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        span = [number for _, number in part]
+        yield f"{span[0]:02d}" if len(span) == 1 else f"{span[0]:02d}-{span[-1]:02d}"
 
 
 def place(cell: Cell) -> str:

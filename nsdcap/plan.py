@@ -54,8 +54,11 @@ def make(
     coming: set[Cell] = set()  # done, or on its way in a job that stands
     anew: set[Cell] = set()
     chosen = list(cells)
-    for other in known:  # of stages that are not chosen: those that stand as they are
-        if known[other].word in ("done", "running", "pending", "unknown"):
+    for (
+        other,
+        state,
+    ) in known.items():  # of stages that are not chosen: those that stand as they are
+        if state.word == "done" or (on_its_way(state) and not state.outdated):
             coming.add(other)
     coming -= set(chosen)
     for cell in chosen:
@@ -68,19 +71,19 @@ def make(
             coming.add(cell)
             continue
         # what runs on inputs that are made anew has begun too early, aggregate after failures above all
-        stands = not anew.intersection(needed) and (
-            (state.word in ("running", "unknown") and not state.outdated)
-            or (
-                state.word == "pending"
-                and (last or not lacking)
-                and (state.task is None or state.task.reason not in NEVER)
-            )
+        waits = state.word == "pending"
+        stands = (
+            on_its_way(state)
+            and not state.outdated
+            and not anew.intersection(needed)
+            and not (waits and lacking and not last)
+            and not (waits and state.task is not None and state.task.reason in NEVER)
         )
         if stands:
             plan.kept.append(cell)
             coming.add(cell)
             continue
-        if state.word in ("running", "pending", "unknown"):
+        if on_its_way(state):
             plan.withdraw.append(cell)
         if lacking and not (last and (len(lacking) < len(needed))):
             plan.blocked.append((cell, lacking))
@@ -91,6 +94,11 @@ def make(
             anew.add(cell)
             coming.add(cell)
     return plan
+
+
+def on_its_way(state: Known) -> bool:
+    """Whether a job of the cell runs or waits, or may do so where the queue was not asked."""
+    return state.word in ("running", "pending", "unknown")
 
 
 def may_retry(state: Known, retry_failed: bool, retries: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from pathlib import Path
 
@@ -31,6 +32,35 @@ def preflight(settings: Config) -> None:
             raise DataError(
                 f"models.{model} = {where!r}: there is no such folder; mend the setting"
             )
+
+
+def check_path(out: Path) -> None:
+    """Refuse a folder whose name SLURM or submitit would change in the names of its logs.
+
+    Raises
+    ------
+    UsageError
+        A %, a backslash or a line break.
+    """
+    wrong = [sign for sign in ("%", "\\", "\n") if sign in str(out)]
+    if wrong:
+        raise UsageError(
+            f"--out {str(out)!r}: in the path of a log {wrong[0]!r} is read as a sign; give "
+            "another folder, or a symbolic link with a plain name to this one"
+        )
+
+
+def freeze(settings: Config, out: Path) -> Path:
+    """The settings in a file that no later launch changes, for the tasks that are submitted with them."""
+    from nsdcap import config
+    from nsdcap.paths import atomic
+
+    text = config.dump(settings)
+    file = out / "jobs" / f"settings-{hashlib.sha256(text.encode()).hexdigest()[:12]}.toml"
+    if not file.exists():
+        with atomic(file) as partial:
+            partial.write_text(text)
+    return file
 
 
 def write_settings(settings: Config, out: Path) -> None:

@@ -4,35 +4,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from nsdcap import containers
 from nsdcap.cells import Ledger
 from nsdcap.cost import Costs
-from nsdcap.errors import UsageError
 from nsdcap.jobs import BEGINS, Array
 from nsdcap.paths import Cell
 from nsdcap.site import Resources, Site, resources
 
 # the log goes on over all attempts of a task: requeued after a time limit, a preemption, a lost node
 BEGIN = f'echo "{BEGINS}$SLURMD_NODENAME, restart ${{SLURM_RESTART_COUNT:-0}}" >&2'
-
-
-def check_path(out: Path) -> None:
-    """Refuse a folder whose name SLURM would change in the names of its logs.
-
-    Raises
-    ------
-    UsageError
-        A %, a backslash or a line break.
-    """
-    wrong = [sign for sign in ("%", "\\", "\n") if sign in str(out)]
-    if wrong:
-        raise UsageError(
-            f"--out {str(out)!r}: SLURM reads {wrong[0]!r} in the path of a log as a sign of its own; give "
-            "another folder, or a symbolic link with a plain name to this one"
-        )
 
 
 def needed_resources(
@@ -72,8 +54,5 @@ def parameters(
 def python(ledger: Ledger, site: Site, needed: Resources) -> str:
     """The shell's words for a task's Python."""
     return shlex.join(
-        containers.command(
-            ledger, site.image, gpu=site.nv and needed.gpus > 0, threads=needed.cpus,
-            binds=site.binds, cache=site.cache,
-        )
-    )  # fmt: skip
+        containers.command(ledger, site, threads=needed.cpus, gpus=needed.gpus or None)
+    )

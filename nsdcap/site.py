@@ -28,7 +28,7 @@ OWN = {  # sbatch options that have a key of their own, or are the launcher's
     "array": "parallel", "signal": "signal_seconds",
 }  # fmt: skip
 LAUNCHERS = (
-    "chdir", "dependency", "error", "export", "job-name", "kill-on-invalid-dep", "nodes", "ntasks",
+    "chdir", "dependency", "error", "export", "hold", "job-name", "kill-on-invalid-dep", "nodes", "ntasks",
     "ntasks-per-node", "open-mode", "output", "parsable", "requeue", "no-requeue", "test-only", "wait", "wrap",
 )  # fmt: skip
 
@@ -142,6 +142,12 @@ def _overrides(given: Any, where: str) -> dict[str, Any]:
     for name, value in values.get("extra", {}).items():
         if name in OWN:
             raise UsageError(f"setting {where}extra.{name}: it has a key of its own, {OWN[name]}")
+        longer = [option for option in (*OWN, *LAUNCHERS) if option.startswith(name)]
+        if longer and name not in LAUNCHERS:
+            raise UsageError(
+                f"setting {where}extra.{name}: sbatch would take it for {longer[0]}; give the whole name of an "
+                "option"
+            )
         if name in LAUNCHERS:
             raise UsageError(f"setting {where}extra.{name}: the launcher itself sets it")
         if not OPTION.fullmatch(name):

@@ -77,7 +77,7 @@ def gather(ledger: Ledger) -> tuple[list[Known], str]:
     rows, why = None, ""
     if arrays := jobs.read(ledger.out):
         try:
-            rows = jobs.queue()
+            rows = jobs.queue(arrays)
         except jobs.QueueError as error:
             why = str(error)
     return list(survey(ledger, cells, rows, arrays).values()), why
@@ -132,20 +132,21 @@ def _print(known: list[Known], why: str, every: bool) -> None:
     if why:
         console.print(f"the queue was not asked: {why}", markup=False)
     for state in known:
-        if every or state.word in ("running", "failed", "stale", "unknown"):
+        # what is missing with a cause has a job that ended for it: aggregate, after failures
+        if every or state.cause or state.word in ("running", "failed", "stale", "unknown"):
             console.print(_line(state), markup=False)
 
 
 def _line(state: Known) -> str:
     """A cell on one line: what it is doing, or what became of it and where that can be read."""
     task, about = state.task, [state.reason] if state.reason else []
-    if state.word == "failed" and state.cause:
+    if state.cause:
         about.insert(0, state.cause)
     if state.word == "running" and task:
         about.append(f"{task.left} left")
-    if state.outdated:
+    if state.outdated and state.word == "running":
         about.append("began with other settings")
-    if task and state.word in ("running", "failed"):
+    if task and (state.cause or state.word in ("running", "failed")):
         about.append(f"job {task.job}, try {task.tries}, log {task.log}")
     return f"{state.word:8}{state.cell}" + (f": {'; '.join(about)}" if about else "")
 

@@ -15,7 +15,7 @@ from nsdcap import jobs, plan
 from nsdcap.cells import Ledger
 from nsdcap.errors import NsdcapError
 from nsdcap.jobs import Array
-from nsdcap.paths import Cell
+from nsdcap.paths import Cell, name_of
 from nsdcap.site import Resources, Site
 from nsdcap.survey import survey
 
@@ -36,10 +36,16 @@ class Planned:
 
 def settle(
     ledger: Ledger, cells: Sequence[Cell], rows: list[list[str]] | None, site: Site,
-    retry_failed: bool,
+    retry_failed: bool = False, force: bool = False,
 ) -> tuple[plan.Plan, dict[Cell, plan.Known]]:  # fmt: skip
-    """The plan for ``cells`` and how they, and all that they need, stand."""
+    """The plan for ``cells`` and how they, and all that they need, stand.
+
+    With ``force`` none of ``cells`` counts as done or as having failed before.
+    """
     known = survey(ledger, _with_inputs(ledger, cells), rows, jobs.read(ledger.out))
+    for cell in cells if force else ():
+        if not plan.on_its_way(known[cell]):
+            known[cell] = plan.Known(cell, "missing", "--force")
     found = plan.make(cells, known, ledger.inputs, retry_failed=retry_failed, retries=site.retries)
     return found, known
 
@@ -59,7 +65,7 @@ def arrays(
     ``resources(stage, cells, memory, time)`` are those of cells that failed so often for want of
     memory or of time; cells of a stage that differ in that are in arrays of their own.
     """
-    missing = {cell for cell in (*found.submit, *found.kept)}
+    coming = {*found.submit, *_jobs_of(known, found)}
     now, token = time.time(), secrets.token_hex(3)
     made: list[Planned] = []
     groups: dict[tuple[str, int, int], list[Cell]] = {}
@@ -68,22 +74,47 @@ def arrays(
         groups.setdefault((cell.stage, memory, late), []).append(cell)
     for (stage, memory, late), members in groups.items():
         for part in plan.chunks(members, limit):
+            name = f"nsdcap-{stage}-{jobs.mark(ledger.out)}-{token}{len(made):02d}"
             array = Array(
-                f"nsdcap-{stage}-{token}{len(made):02d}", stage, tuple(part), "", False, now,
+                name, stage, tuple(part), "", False, now,
                 tuple(1 + _tries(known[cell]) for cell in part), (memory,) * len(part),
                 (late,) * len(part), tuple(ledger.depends(cell)["signature"] for cell in part),
             )  # fmt: skip
             needs = plan.needs(
                 part,
-                lambda cell: [other for other in ledger.inputs(cell) if other in missing],
+                lambda cell: [other for other in ledger.inputs(cell) if other in coming],
             )
             made.append(Planned(array, resources(stage, part, memory, late), needs))
     return made
 
 
+def words(found: plan.Plan, known: dict[Cell, plan.Known]) -> dict[Cell, tuple[str, str]]:
+    """What becomes of each cell, in a word, and why; for the table of ``--dry-run``."""
+    told = {cell: ("skip", "done, unchanged") for cell in found.done}
+    told |= {cell: ("wait", f"{known[cell].word} {known[cell].reason}") for cell in found.kept}
+    told |= {cell: ("run", known[cell].reason) for cell in found.submit}
+    told |= {
+        state.cell: ("refused", f"{state.cause}: {state.reason}; needs --retry-failed")
+        for state in found.refused
+    }
+    told |= {cell: ("blocked", f"needs {name_of(needs[:1])}, ...") for cell, needs in found.blocked}
+    return {cell: told[cell] for cell in known if cell in told}
+
+
+def _jobs_of(known: dict[Cell, plan.Known], found: plan.Plan) -> dict[Cell, str]:
+    """Jobs of cells that are on their way and stay so, also of stages that were not chosen."""
+    return {
+        cell: state.task.job
+        for cell, state in known.items()
+        if plan.on_its_way(state) and state.task is not None and cell not in found.withdraw
+    }
+
+
 def _tries(known: plan.Known) -> int:
-    """How often a cell has been tried as it is now."""
-    return known.task.tries if known.task is not None and known.word == "failed" else 0
+    """How often a cell has failed by itself as it is now."""
+    if known.task is None or known.outdated or known.word in ("done", "stale"):
+        return 0
+    return known.task.tries - (known.cause not in jobs.OWN_FAULT)
 
 
 def _shortages(known: plan.Known) -> tuple[int, int]:
@@ -96,13 +127,14 @@ def _shortages(known: plan.Known) -> tuple[int, int]:
 
 def submit(
     ledger: Ledger, cells: Sequence[Cell], site: Site, hand_over: HandOver,
-    resources: Callable[[str, list[Cell], int, int], Resources], *,
+    resources: Callable[[str, list[Cell], int, int], Resources], begin: Callable[[], object], *,
     retry_failed: bool = False, force: bool = False,
 ) -> int:  # fmt: skip
     """Submit what is neither done nor on its way, and say what was done; returns the exit code.
 
     No process needs to stay: each job waits for those that it needs. An array is recorded before it is
     submitted and after, so that a launcher that dies leaves nothing that the next one does not find.
+    ``begin`` is called once SLURM has answered, before anything is changed.
 
     Raises
     ------
@@ -113,21 +145,35 @@ def submit(
     out = ledger.out
     with jobs.submitting(out):
         rows = _settled(ledger, _with_inputs(ledger, cells))
+        limit = array_limit(site)
+        begin()
         recover(out, rows)
-        if force:
-            for cell in cells:
-                ledger.forget(cell)
-        found, known = settle(ledger, cells, rows, site, retry_failed)
+        found, known = settle(ledger, cells, rows, site, retry_failed, force)
         withdrawn = [known[cell].task for cell in found.withdraw]
-        jobs.cancel(task.job for task in withdrawn if task is not None)
-        ready = arrays(ledger, found, known, site, resources, array_limit(site))
-        tasks = [known[cell].task for cell in found.kept]
-        hand_all(out, ready, hand_over, {task.cell: task.job for task in tasks if task is not None})
-    return _tell(found, ready, out)
+        _withdraw(out, [task.job for task in withdrawn if task is not None])
+        ready = arrays(ledger, found, known, site, resources, limit)
+        hand_all(ledger, ready, hand_over, _jobs_of(known, found), force)
+    return _tell(found, ready, out, site)
 
 
-def hand_all(out: Path, ready: list[Planned], hand_over: HandOver, kept: dict[Cell, str]) -> None:
+def _withdraw(out: Path, wanted: list[str]) -> None:
+    """Cancel jobs and wait until they have ended, so that none runs beside the one that follows it."""
+    jobs.cancel(wanted)
+    end = time.monotonic() + PATIENCE
+    while wanted and time.monotonic() < end:
+        rows = jobs.queue(jobs.read(out))
+        if not any(row[0] in wanted and row[1] in jobs.ACTIVE for row in rows):
+            return
+        time.sleep(0.5)
+
+
+def hand_all(
+    ledger: Ledger, ready: list[Planned], hand_over: HandOver, kept: dict[Cell, str],
+    force: bool = False,
+) -> None:  # fmt: skip
     """Submit arrays in their order; ``kept`` are the jobs of cells that are on their way already.
+
+    With ``force`` a cell that is done counts as not done from when its array has been accepted.
 
     Raises
     ------
@@ -138,7 +184,7 @@ def hand_all(out: Path, ready: list[Planned], hand_over: HandOver, kept: dict[Ce
     handed: dict[Cell, Array] = {}
     for number, planned in enumerate(ready):
         try:
-            _hand_over(out, planned, hand_over, where, handed)
+            _hand_over(ledger, planned, hand_over, where, handed, force)
         except NsdcapError as error:
             left = sum(len(other.array.cells) for other in ready[number:])
             raise type(error)(
@@ -148,8 +194,8 @@ def hand_all(out: Path, ready: list[Planned], hand_over: HandOver, kept: dict[Ce
 
 
 def _hand_over(
-    out: Path, planned: Planned, hand_over: HandOver, where: dict[Cell, str],
-    handed: dict[Cell, Array],
+    ledger: Ledger, planned: Planned, hand_over: HandOver, where: dict[Cell, str],
+    handed: dict[Cell, Array], force: bool,
 ) -> None:  # fmt: skip
     """Submit one array; ``where`` is each cell's job id, ``handed`` the array of those handed over now."""
     word = "afterany" if planned.array.stage == "aggregate" else "afterok"
@@ -167,9 +213,8 @@ def _hand_over(
         ]
         for need in planned.needs
     ]
-    array = replace(
-        planned.array, held=len(waits) > 1, resources=vars(planned.resources), waits=waits
-    )
+    out, held = ledger.out, len(waits) > 1 or force
+    array = replace(planned.array, held=held, resources=vars(planned.resources), waits=waits)
     jobs.write(out, array)
     on = [] if array.held else planned.needs[0].on
     number = hand_over(array, planned.resources, after(on), array.held)
@@ -177,8 +222,11 @@ def _hand_over(
     jobs.write(out, array)
     if array.held:
         for need in planned.needs:
-            elements = f"JobId={number}_[{','.join(map(str, need.indices))}]"
-            jobs.ask("scontrol", "update", elements, f"Dependency={after(need.on)}")
+            indices = f"_[{','.join(map(str, need.indices))}]" if len(array.cells) > 1 else ""
+            own = f"Dependency={after(need.on)}"
+            jobs.ask("scontrol", "update", f"JobId={number}{indices}", own)
+        for cell in array.cells if force else ():  # a task skips what is done
+            ledger.forget(cell)
         jobs.ask("scontrol", "release", number)
         jobs.write(out, replace(array, held=False))
     for index, cell in enumerate(array.cells):
@@ -202,8 +250,9 @@ def _settled(ledger: Ledger, cells: Iterable[Cell]) -> list[list[str]]:
     end = time.monotonic() + PATIENCE
     told = False
     while True:
-        rows = jobs.queue()
-        tasks = jobs.tasks(ledger.out, rows, jobs.read(ledger.out))
+        records = jobs.read(ledger.out)
+        rows = jobs.queue(records)
+        tasks = jobs.tasks(ledger.out, rows, records)
         ending = [cell for cell in cells if cell in tasks and tasks[cell].state == "COMPLETING"]
         states = ledger.states(ending)
         if all(state.word == "done" for state in states) or time.monotonic() > end:
@@ -222,11 +271,21 @@ def recover(out: Path, rows: list[list[str]]) -> None:
 
     One whose job was not noted, but which SLURM knows by name, is taken over if it is not held and its
     tasks are all on disk, and else cancelled; one that SLURM does not know was not submitted. The record
-    of what was cancelled or not submitted is removed.
+    of what was cancelled or not submitted is removed. Jobs of this run without a record are cancelled.
     """
+    records = jobs.read(out)
+    names = {array.name for array in records}
+    strangers = [
+        row[0]
+        for row in rows
+        if f"-{jobs.mark(out)}-" in row[5] and row[5] not in names and row[1] in jobs.ACTIVE
+    ]
+    if strangers:
+        print(f"{len(strangers)} jobs of this run have no record and are cancelled", flush=True)
+        _withdraw(out, strangers)
     # by the name alone: the id of a job that is gone may be another's by now
     by_name = {row[5]: row[0].partition("_")[0] for row in rows}
-    for array in jobs.read(out):
+    for array in records:
         if array.job and not array.held:
             continue
         number = by_name.get(array.name, "")
@@ -254,7 +313,7 @@ def array_limit(site: Site) -> int:
     return 1000
 
 
-def _tell(found: plan.Plan, ready: list[Planned], out: Path) -> int:
+def _tell(found: plan.Plan, ready: list[Planned], out: Path, site: Site) -> int:
     """Say what was submitted and what was not, and why."""
     numbers = {array.name: array.job for array in jobs.read(out)}
     for planned in ready:
@@ -269,10 +328,11 @@ def _tell(found: plan.Plan, ready: list[Planned], out: Path) -> int:
             print(f"{count} cells failed ({cause}) and are not tried again", file=sys.stderr)
         first = found.refused[0]
         log = f"; see {first.task.log}" if first.task else ""
+        cure = "add --retry-failed (more memory or time is asked for where that was it)"
+        if first.task is not None and first.task.tries > site.retries:
+            cure = f"raise retries of the site file (it failed {first.task.tries} times), or add --force"
         print(
-            f"  {first.cell}: {first.reason}{log}\n  mend the cause, then add --retry-failed (more memory or "
-            "time is asked for where that was it)",
-            file=sys.stderr,
+            f"  {first.cell}: {first.reason}{log}\n  mend the cause, then {cure}", file=sys.stderr
         )
     for cell, lacking in found.blocked[:6]:
         names = ", ".join(map(str, lacking[:3])) + (", ..." if len(lacking) > 3 else "")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from images import built_image, pulled_image, registry, tiny_image  # noqa: F401, fixtures
+from miniature_runs import launch_miniature
 
 from nsdcap.miniature.tree import write_tree
 
@@ -27,18 +25,6 @@ def tiny_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tree_copy(tiny_tree: Path, tmp_path: Path) -> Path:
     """The same tree as links, so that a test can replace files: unlink first, then write."""
     return Path(shutil.copytree(tiny_tree, tmp_path / "nsd", copy_function=os.symlink))
-
-
-def launch_miniature(out: Path) -> tuple[str, float]:
-    """The README's command, with two cells at a time; its output and seconds."""
-    start = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "nsdcap.launch", "--out", str(out), "--executor", "local"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout, time.monotonic() - start
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from nsdcap import config, cost, dry_run, launch, miniature
+from nsdcap import config, cost, dry_run, launch, miniature, paths
 from nsdcap.cells import Ledger
 from nsdcap.config import STREAMS
 from nsdcap.paths import Cell, failure
@@ -178,7 +178,7 @@ def test_ten_thousand_cells_are_few_lines_and_few_estimates(many_layers, capsys,
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 30
     assert any("encode subj02 layers 00-4999 (5000)" in line for line in lines)
-    assert "10016 of 10016 cells would run, 0 are done" in lines[-2]
+    assert "10016 of 10016 cells would run, 0 would not" in lines[-2]
     assert sorted(looked) == [1, 2]
     assert len(estimates) == len(set(estimates)) == 18
     assert not out.exists()
@@ -211,11 +211,11 @@ def test_sums_are_of_what_would_run(many_layers, capsys):
 
 def test_names_of_groups():
     cells = [Cell("encode", 3, layer) for layer in (0, 1, 2, 5, 7, 8)]
-    assert dry_run.name_of(cells) == "encode subj03 layers 00-02, 05, 07-08 (6)"
-    assert dry_run.name_of(cells[3:4]) == "encode subj03 layer05"
-    assert dry_run.name_of([Cell("encode", 3)]) == "encode subj03"
+    assert paths.name_of(cells) == "encode subj03 layers 00-02, 05, 07-08 (6)"
+    assert paths.name_of(cells[3:4]) == "encode subj03 layer05"
+    assert paths.name_of([Cell("encode", 3)]) == "encode subj03"
     odd = [Cell("encode", 1, layer) for layer in range(0, 40, 2)]
-    assert dry_run.name_of(odd) == "encode subj01 layers 00, 02, 04, 06, 08, 10, ... (20)"
+    assert paths.name_of(odd) == "encode subj01 layers 00, 02, 04, 06, 08, 10, ... (20)"
 
 
 def test_units():

@@ -95,7 +95,7 @@ def test_a_cells_own_note_tells_of_an_exception_unless_it_is_older_than_the_job(
     before, after = note.stat().st_mtime - 5, note.stat().st_mtime + 5
     told = jobs.cause(Task(CELLS[0], "9", before, log), note)
     assert told == ("exception", "ValueError: found 3, expected 4")
-    assert jobs.cause(Task(CELLS[0], "9", after, log), note)[0] == "killed"
+    assert jobs.cause(Task(CELLS[0], "9", after, log), note)[1].startswith("srun: error")
     note.write_text(
         "signature\nTraceback\nnumpy._core._exceptions._ArrayMemoryError: Unable to allocate\n"
     )
@@ -104,6 +104,34 @@ def test_a_cells_own_note_tells_of_an_exception_unless_it_is_older_than_the_job(
         "s\nT\nsubmitit.core.utils.UncompletedJobError: Job not requeued because: timed-out too many times.\n"
     )
     assert jobs.cause(Task(CELLS[0], "9", before, log), note)[0] == "time"
+
+
+def test_a_gpus_memory_is_not_the_hosts(tmp_path):
+    """Twice the memory asked of SLURM would not help."""
+    note = tmp_path / "note"
+    note.write_text(
+        "s\nT\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
+    )
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, tmp_path / "log"), note)[0] == "exception"
+
+
+def test_what_ends_before_the_cell_begins_is_not_the_clusters_fault(tmp_path):
+    """A wrong image or setup would end so again, however often it is submitted."""
+    log = tmp_path / "log.err"
+    log.write_text(
+        f"{jobs.BEGINS}n1, restart 0\ncontainers/run.sh: --image x.sif: there is no such file; pull it\n"
+        "srun: error: n1: task 0: Exited with exit code 65\n"
+    )
+    told = jobs.cause(Task(CELLS[0], "9", 0.0, log), tmp_path / "note")
+    assert told == ("exception", "containers/run.sh: --image x.sif: there is no such file; pull it")
+    log.write_text(f"{jobs.BEGINS}n1, restart 0\n")
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, log, "FAILED"), tmp_path / "note")[0] == "exception"
+
+
+def test_a_log_that_breaks_off_tells_nothing(tmp_path):
+    log = tmp_path / "log.err"
+    log.write_text(f"{jobs.BEGINS}n1, restart 0\nfeatures: 30 % (1 of 3, 1 s)\n")
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, log), tmp_path / "note")[0] == "lost"
 
 
 def test_a_job_that_never_began_was_cancelled_for_its_inputs(tmp_path):

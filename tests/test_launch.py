@@ -163,8 +163,9 @@ def test_status_tells_and_exits_75_until_all_is_done(command, capsys):
     ("extra", "code", "words"),
     [
         (["--set", "decode.gian=cv"], 2, "did you mean decode.gain"),
-        (["--image", "x.sif", "--executor", "local"], 65, "image x.sif"),
+        (["--image", "x.sif", "--executor", "local"], 65, "x.sif: No such file"),
         (["--image", "x.sif"], 2, "add --executor local"),
+        (["--image", "oras://host/nsdcap:1", "--executor", "local"], 2, "pull it first"),
         (["--executor", "slurm", "--site", "/no/such.toml"], 2, "/no/such.toml"),
         (["--subjects", "9"], 2, "from 1 to 8"),
         (["--subjects", "3"], 65, "subject 3"),

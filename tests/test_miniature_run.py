@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import sacrebleu
-from conftest import launch_miniature
+from miniature_runs import launch_miniature
 from scipy.stats import binomtest, kstest
 
 from nsdcap import config, miniature, status

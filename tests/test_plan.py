@@ -91,6 +91,13 @@ def test_what_runs_with_other_settings_is_begun_anew():
     assert plan.submit == CELLS
 
 
+def test_what_waits_with_other_settings_is_submitted_anew():
+    old = Known(PREPARE[0], "pending", "", "", task(PREPARE[0], "PENDING"), outdated=True)
+    assert planned({PREPARE[0]: old}).withdraw == [PREPARE[0]]
+    # and is not what a stage by itself may wait for
+    assert planned({PREPARE[0]: old}, cells=DECODE).blocked[0] == (DECODE[0], [PREPARE[0]])
+
+
 def test_a_stage_by_itself_needs_its_inputs_done_or_on_their_way():
     words = {PREPARE[0]: "done"}
     plan = planned(words, cells=DECODE)

@@ -123,15 +123,15 @@ def test_the_formula_has_margins_and_bounds():
 
 def test_stage_over_defaults_over_formula(write):
     given = write(
-        "[defaults]\npartition = 'long'\nmemory_gb = 8\nparallel = 5\nextra = {nice = 1, hold = true}\n"
+        "[defaults]\npartition = 'long'\nmemory_gb = 8\nparallel = 5\nextra = {nice = 1, exclusive = true}\n"
         "[stages.encode]\nmemory_gb = 12\nextra = {nice = 2}\n"
     )
     asked = site.resources("encode", [LARGE], given)
     assert (asked.partition, asked.memory_gb, asked.parallel) == ("long", 12, 5)
     assert (asked.time_minutes, asked.cpus) == (360, 16)
-    assert asked.extra == {"nice": 2, "hold": True}
+    assert asked.extra == {"nice": 2, "exclusive": True}
     other = site.resources("kernel", [LARGE], given)
-    assert (other.memory_gb, other.extra) == (8, {"nice": 1, "hold": True})
+    assert (other.memory_gb, other.extra) == (8, {"nice": 1, "exclusive": True})
     assert given.stages["encode"]["extra"] == {"nice": 2}  # and nothing was changed in it
 
 

@@ -79,7 +79,7 @@ def submit_all(ledger: Ledger, cells: list[Cell], site: Site) -> tuple[float, li
         numbers.append(launch.hand_over(ledger, site, *array))
         return numbers[-1]
 
-    submit.hand_all(ledger.out, ready, hand_over, {})
+    submit.hand_all(ledger, ready, hand_over, {})
     return time.perf_counter() - start, numbers
 
 

@@ -6,11 +6,13 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import loopback
 import pytest
+import runs
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +46,19 @@ def idle_cluster(cluster: loopback.Cluster) -> loopback.Cluster:
     """The same, all nodes up and idle, whatever the test before did to it."""
     cluster.reset()
     return cluster
+
+
+@pytest.fixture(scope="session")
+def reference(
+    cluster: loopback.Cluster, tiny_tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> runs.Reference:
+    """The quick run in one process. Read only; made only where there is a cluster to compare with."""
+    return runs.Reference.make(tiny_tree, tmp_path_factory.mktemp("inline") / "out")
+
+
+@pytest.fixture
+def begin(
+    idle_cluster: loopback.Cluster, reference: runs.Reference, tmp_path: Path
+) -> Callable[..., runs.Run]:
+    """A function of the cells whose results are missing, to a run that stands so."""
+    return partial(runs.Run.begin, idle_cluster, reference, tmp_path)
