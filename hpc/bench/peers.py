@@ -96,7 +96,7 @@ def sklearn(p: SimpleNamespace, one_alpha: bool) -> tuple[np.ndarray, np.ndarray
     found = np.empty((len(p.test), y.shape[1]), dtype=y.dtype)
     for row in np.unique(index):  # given a penalty for each target it would solve for one at a time
         model = Ridge(p.alphas[row], solver=solver).fit(x, y[:, index == row])
-        found[:, index == row] = model.predict(p.test)
+        found[:, index == row] = model.predict(p.test).reshape(len(p.test), -1)
     return found, p.alphas[index]
 
 
