@@ -316,36 +316,37 @@ def tell(ledger: Ledger, cells: list[Cell], site: Site | None, options: argparse
     found, known = submit.settle(ledger, cells, rows, site, options.retry_failed, options.force)
     tell_plan(ledger, cells, options.force, submit.words(found, known))
     ready = submit.arrays(ledger, found, known, site, sbatch.needed_resources(ledger, site), limit)
-    told: dict[str, list[int]] = {}
+    told: dict[tuple[str, str], list[int]] = {}
     for planned in ready:
-        told.setdefault(script(ledger, site, planned, options.force), []).append(
-            len(planned.array.cells)
-        )
-    for text, sizes in told.items():
-        print(f"\n# {sum(sizes)} tasks in {len(sizes)} arrays of up to {max(sizes)}\n{text}")
+        kind = script(ledger, site, planned, options.force)
+        told.setdefault(kind, []).append(len(planned.array.cells))
+    for (what, text), sizes in told.items():
+        stage, _, after = what.partition(", ")
+        arrays = f"{sum(sizes)} tasks in {len(sizes)} arrays of up to {max(sizes)}"
+        print(f"\n# {stage}: {arrays}{after and ', ' + after}\n{text}")
 
 
-def script(ledger: Ledger, site: Site, planned: Planned, force: bool) -> str:
-    """What sbatch would be given for an array, but for its random name and the ids that it waits for."""
+def script(ledger: Ledger, site: Site, planned: Planned, force: bool) -> tuple[str, str]:
+    """The stage of an array and what it waits for, and what sbatch would be given for it, but for the
+    random end of its name (zeros) and the ids of the jobs that it waits for (their stages)."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     from nsdcap import jobs, sbatch
 
-    array, stages = planned.array, {cell.stage for need in planned.needs for cell in need.on}
-    on = ", ".join(f"its own {name}" for name in STAGE_NAMES if name in stages)
+    array, waits = planned.array, {cell.stage for need in planned.needs for cell in need.on}
+    on = [name for name in STAGE_NAMES if name in waits]
     held = len(planned.needs) > 1 or force  # then each cell is told what it waits for, by scontrol
     word = "afterany" if array.stage == "aggregate" else "afterok"
-    after = "" if held or not on else ":".join([word, *(f"<{name}>" for name in sorted(stages))])
-    name = array.name.rpartition("-")[0]
+    after = "" if held or not on else ":".join([word, *(f"<{name}>" for name in on)])
     parameters = sbatch.parameters(site, array, planned.resources, after, held)
-    parameters["job_name"] = f"{name}-<token>"
+    parameters["job_name"] = array.name.rpartition("-")[0] + "-00000000"
     if len(array.cells) > 1:
         parameters["map_count"] = len(array.cells)
     folder = jobs.logs(ledger.out)
     words = sbatch.python(ledger, site, planned.resources)
     line = f"{words} -u -m submitit.core._submit {shlex.quote(str(folder))}"
     text = _make_sbatch_string(command=line, folder=folder, **parameters)
-    return f"# {array.stage}" + (f", each after {on}" if on else "") + f"\n{text}"
+    return array.stage + (f", each after its own {', '.join(on)}" if on else ""), text
 
 
 if __name__ == "__main__":
