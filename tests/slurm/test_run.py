@@ -87,7 +87,7 @@ def compare_scripts(run: Run, dry: str) -> None:
         text = re.sub(r"'?(afterok|afterany):.*", r"\1", text)
         return [line for line in text.strip().splitlines() if line]
 
-    shown = re.split(r"\n# \d+ tasks in 1 arrays of .*\n# (\w+).*\n", dry)[1:]
+    shown = re.split(r"\n# (\w+): \d+ tasks in 1 arrays.*\n", dry)[1:]
     assert tuple(shown[::2]) == runs.STAGES
     for stage, text in zip(shown[::2], shown[1::2], strict=True):
         assert plain(text) == plain(script(run, stage)), stage
