@@ -20,6 +20,7 @@ else:
     import tomli as tomllib
 
 STREAMS = ("early", "midventral", "midlateral", "midparietal", "ventral", "lateral", "parietal")
+MODEL_NAMES = ("blip", "diffusion", "clip")
 PHASES = ("early", "mid", "late")  # of writing a caption
 
 

@@ -10,6 +10,7 @@ import sysconfig
 from pathlib import Path
 
 from nsdcap.cells import Ledger
+from nsdcap.config import MODEL_NAMES
 from nsdcap.errors import DataError, NsdcapError, UsageError
 from nsdcap.paths import atomic
 from nsdcap.site import Site
@@ -93,7 +94,7 @@ def check_weights(ledger: Ledger, site: Site) -> None:
         A hub id, and no folder of weights.
     """
     cache = site.cache or os.environ.get("HF_HOME", "")
-    for name in ("blip", "diffusion", "clip"):
+    for name in MODEL_NAMES:
         where = getattr(ledger.settings.models, name)
         if site.image and not cache and not Path(where).is_dir():
             raise UsageError(
@@ -118,7 +119,7 @@ def _folders(ledger: Ledger) -> list[Path]:
     settings = ledger.settings
     found = [ledger.out, Path(settings.data.nsd_root).absolute()]
     found += [Path(settings.data.annotations).absolute()] if settings.data.annotations else []
-    for name in ("blip", "diffusion", "clip"):
+    for name in MODEL_NAMES:
         folder = Path(getattr(settings.models, name))
         found += [folder.absolute()] if folder.is_dir() else []
     return [

@@ -59,7 +59,7 @@ class Costs:
     """
 
     def __init__(self, ledger: Ledger):
-        self.config, self._ledger = ledger.settings, ledger
+        self.config = ledger.settings
         self.models = model_sizes(ledger.settings)
         self.data = cache(lambda subject: data_sizes(ledger.settings, ledger.nsd, subject))
         self._known: dict[tuple[str, int | None, bool], Cost] = {}

@@ -144,9 +144,11 @@ def absolute(settings: Config) -> Config:
     """The settings with the paths of folders made absolute: they are read from elsewhere, later."""
     from dataclasses import replace
 
+    from nsdcap.config import MODEL_NAMES
+
     models: dict[str, Any] = {
         name: str(Path(where).absolute())
-        for name in ("blip", "diffusion", "clip")
+        for name in MODEL_NAMES
         if Path(where := getattr(settings.models, name)).is_dir() and where
     }
     data: dict[str, Any] = {

@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from nsdcap.config import Config
+from nsdcap.config import MODEL_NAMES, Config
 from nsdcap.errors import DataError, UsageError
 
 
@@ -24,7 +24,7 @@ def preflight(settings: Config) -> None:
     for subject in settings.data.subjects:
         for session in sessions_of(settings, nsd, subject):
             nsd.betas_file(subject, session)
-    for model in ("blip", "diffusion", "clip"):
+    for model in MODEL_NAMES:
         where = getattr(settings.models, model)
         if not where:
             raise UsageError(f"models.{model} is empty: give a Hugging Face folder or a hub id")
@@ -53,23 +53,25 @@ def check_path(out: Path) -> None:
 def freeze(settings: Config, out: Path) -> Path:
     """The settings in a file that no later launch changes, for the tasks that are submitted with them."""
     from nsdcap import config
-    from nsdcap.paths import atomic
 
     text = config.dump(settings)
     file = out / "jobs" / f"settings-{hashlib.sha256(text.encode()).hexdigest()[:12]}.toml"
-    if not file.exists():
-        with atomic(file) as partial:
-            partial.write_text(text)
+    _put(text, file)
     return file
 
 
 def write_settings(settings: Config, out: Path) -> None:
     """Put the settings beside the results."""
     from nsdcap import config
-    from nsdcap.paths import atomic, config_file
+    from nsdcap.paths import config_file
 
-    text, file = config.dump(settings), config_file(out)
-    make_folder(out)
+    _put(config.dump(settings), config_file(out))
+
+
+def _put(text: str, file: Path) -> None:
+    """Write a file, whole or not at all, unless it says the same already."""
+    from nsdcap.paths import atomic
+
     if not file.exists() or file.read_text() != text:
         with atomic(file) as partial:
             partial.write_text(text)

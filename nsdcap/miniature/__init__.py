@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nsdcap.config import MODEL_NAMES
+
 HERE = Path(__file__).resolve().parent
 SETTINGS = HERE / "miniature.toml"
 MODELS = HERE / "models"
@@ -25,6 +27,6 @@ def make(tree: Path) -> None:
 
 def places(tree: Path) -> list[str]:
     """Settings that say where the miniature's NSD and models lie, as ``config.load`` takes them."""
-    names = {f"models.{name}": MODELS / name for name in ("blip", "diffusion", "clip")}
+    names = {f"models.{name}": MODELS / name for name in MODEL_NAMES}
     names["data.nsd_root"] = tree
     return [f"{key}={str(path)!r}" for key, path in names.items()]
