@@ -186,7 +186,7 @@ def accounted(tasks: Iterable[Task]) -> dict[str, str]:
 def tasks(out: Path, rows: list[list[str]] | None, arrays: list[Array]) -> dict[Cell, Task]:
     """The last job of every cell that was ever submitted; ``rows`` of ``queue``, None: not asked.
 
-    A job that the queue no longer holds is asked of accounting, in one call.
+    ``arrays`` must have been read before the queue was asked, which knows nothing of later ones.
     """
     # by the name too: a controller that was killed may give a job's id out again
     known = {(row[0], row[5]): row for row in rows or []}
@@ -223,23 +223,22 @@ _NO_MEMORY = re.compile(r"(?<!OutOf)MemoryError")  # the host's; torch.OutOfMemo
 OWN_FAULT = ("exception", "memory", "time")
 
 
-def cause(task: Task, note: Path, state: str = "") -> tuple[str, str]:
+def cause(task: Task, note: str = "", state: str = "") -> tuple[str, str]:
     """Why a job ended without a result: a word, and what is known of it.
 
     exception, memory, time, preempted, node, cancelled, dependency, killed, or lost (nothing is known).
-    ``note`` is where a cell leaves its traceback; one that is older than the job tells of another.
+    ``note`` is the last line of the traceback that the job left beside the cell's result, "" without one.
     ``state`` is accounting's word where the queue has none.
     """
     state = task.state or state
     for word, states, _ in _CAUSES:
         if state in states and word != "cancelled":
             return word, state
-    if note.exists() and note.stat().st_mtime >= task.submitted:
-        last = (note.read_text().strip().splitlines() or ["no message"])[-1]
+    if note:
         for word, _, pattern in _CAUSES[:3]:
-            if re.search(pattern, last) or (word == "memory" and _NO_MEMORY.search(last)):
-                return word, last
-        return "exception", last
+            if re.search(pattern, note) or (word == "memory" and _NO_MEMORY.search(note)):
+                return word, note
+        return "exception", note
     tail = log_tail(task.log)
     _, begun, last = tail.rpartition(BEGINS)  # of the last attempt alone
     lines = (last.partition("\n")[2] if begun else last).strip().splitlines()

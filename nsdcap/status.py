@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from nsdcap.cells import Ledger
     from nsdcap.plan import Known
 
+OTHER = "of an earlier command, with other subjects or layers"
+ALIKE = 20  # lines of cells of one stage that stand alike, unless --all asks for every one
 WORDS = ("done", "running", "pending", "failed", "stale", "missing", "unknown")
 
 
@@ -27,7 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
         epilog="Exit codes: 0 all done, 75 not yet, 2 usage, 65 bad data.",
     )
     parser.add_argument("out", type=Path, help="the run's folder, which holds config.toml")
-    parser.add_argument("--all", action="store_true", help="list every cell, also those done")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="list every cell, also those done, and all that stand alike",
+    )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object, every cell in it"
     )
@@ -68,8 +74,12 @@ def open_run(out: Path) -> Ledger:
 
 
 def gather(ledger: Ledger) -> tuple[list[Known], str]:
-    """Every cell as it stands, and why the queue could not be asked ("": it was, or need not be)."""
+    """Every cell as it stands, and why the queue could not be asked ("": it was, or need not be).
+
+    Also cells that the settings no longer name, while a job of theirs runs or waits.
+    """
     from nsdcap import jobs
+    from nsdcap.plan import Known
     from nsdcap.stages import STAGES
     from nsdcap.survey import survey
 
@@ -80,7 +90,14 @@ def gather(ledger: Ledger) -> tuple[list[Known], str]:
             rows = jobs.queue(arrays, timeout=20)  # without a configuration squeue tries for 60 s
         except jobs.QueueError as error:
             why = str(error)
-    return list(survey(ledger, cells, rows, arrays).values()), why
+    tasks = jobs.tasks(ledger.out, rows, arrays)
+    known = survey(ledger, cells, tasks, rows is not None)
+    others = {
+        cell: Known(cell, task.word, OTHER, "", task)
+        for cell, task in tasks.items()
+        if task.word and cell not in known
+    }
+    return [*known.values(), *others.values()], why
 
 
 def _tell(out: Path, every: bool, as_json: bool) -> tuple[int, bool]:
@@ -131,10 +148,21 @@ def _print(known: list[Known], why: str, every: bool) -> None:
     console.print(table)
     if why:
         console.print(f"the queue was not asked: {why}", markup=False)
+    told: Counter[tuple[str, str, str]] = Counter()
+    lines = []
     for state in known:
         # what is missing with a cause has a job that ended for it: aggregate, after failures
         if every or state.cause or state.word in ("running", "failed", "stale", "unknown"):
-            console.print(_line(state), markup=False)
+            alike = (state.cell.stage, state.word, state.cause)
+            told[alike] += 1
+            if every or told[alike] <= ALIKE:
+                lines.append(_line(state))
+    for (stage, word, cause), count in told.items():
+        if not every and count > ALIKE:
+            more = f"{count - ALIKE} more of {stage}"
+            lines.append(f"{word:8}{more}{cause and f': {cause}'}; --all lists them")
+    if lines:
+        print("\n".join(lines))
 
 
 def _line(state: Known) -> str:

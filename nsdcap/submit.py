@@ -42,7 +42,8 @@ def settle(
 
     With ``force`` none of ``cells`` counts as done or as having failed before.
     """
-    known = survey(ledger, _with_inputs(ledger, cells), rows, jobs.read(ledger.out))
+    tasks = jobs.tasks(ledger.out, rows, jobs.read(ledger.out))
+    known = survey(ledger, _with_inputs(ledger, cells), tasks, rows is not None)
     for cell in cells if force else ():
         if not plan.on_its_way(known[cell]):
             known[cell] = plan.Known(cell, "missing", "--force")

@@ -11,21 +11,19 @@ from nsdcap.plan import Known
 
 
 def survey(
-    ledger: Ledger, cells: Iterable[Cell], rows: list[list[str]] | None, arrays: list[jobs.Array]
+    ledger: Ledger, cells: Iterable[Cell], found: dict[Cell, jobs.Task], asked: bool
 ) -> dict[Cell, Known]:
-    """How each cell stands; ``rows`` of ``jobs.queue``, or None where the queue was not asked.
+    """How each cell stands; ``found`` of ``jobs.tasks``, ``asked`` whether the queue was.
 
-    ``arrays`` must have been read before the queue was asked, which knows nothing of later ones.
     Accounting is asked once, of jobs that the queue no longer knows and that left no result.
     """
-    found = jobs.tasks(ledger.out, rows, arrays)
     states = {state.cell: state for state in ledger.states(cells)}
     unknown = [
         task
         for cell, task in found.items()
         if cell in states and states[cell].word != "done" and not task.state
     ]
-    states_by_job = jobs.accounted(unknown) if rows is not None else {}
+    states_by_job = jobs.accounted(unknown) if asked else {}
     known = {}
     for cell, state in states.items():
         task = found.get(cell)
@@ -38,28 +36,37 @@ def survey(
         elif task.word:
             reason = task.reason if task.word == "pending" else f"on {task.node}"
             known[cell] = Known(cell, task.word, reason, "", task, outdated)
-        elif rows is None:
+        elif not asked:
             known[cell] = Known(
                 cell, "unknown", f"job {task.job}, the queue was not asked", "", task
             )
-        elif outdated or _made(ledger, cell, task):
-            cause = "exception" if state.word == "failed" else ""
-            known[cell] = Known(cell, state.word, state.reason, cause, task)
         else:
-            known[cell] = _ended(ledger, cell, task, states_by_job.get(task.job, ""))
+            note = state.reason if state.word == "failed" and _left(ledger, task) else ""
+            if outdated or (not note and _made(ledger, task)):
+                cause = "exception" if state.word == "failed" else ""
+                known[cell] = Known(cell, state.word, state.reason, cause, task)
+            else:
+                known[cell] = _ended(task, note, states_by_job.get(task.job, ""))
     return known
 
 
-def _made(ledger: Ledger, cell: Cell, task: jobs.Task) -> bool:
+def _left(ledger: Ledger, task: jobs.Task) -> bool:
+    """Whether the note of what stopped the cell is of its last job; an older one tells of another."""
+    try:
+        return failure(ledger.out, task.cell).stat().st_mtime >= task.submitted
+    except FileNotFoundError:  # the cell has just been done
+        return False
+
+
+def _made(ledger: Ledger, task: jobs.Task) -> bool:
     """Whether the cell's last job did make its result, which is stale or gone by now."""
-    beside = sidecar(ledger.out, cell)
+    beside = sidecar(ledger.out, task.cell)
     if beside.exists() and beside.stat().st_mtime >= task.submitted:
         return True
     return "Job completed successfully" in jobs.log_tail(task.log.with_suffix(".out"))
 
 
-def _ended(ledger: Ledger, cell: Cell, task: jobs.Task, state: str) -> Known:
-    cause, reason = jobs.cause(task, failure(ledger.out, cell), state)
-    if cause == "dependency":
-        return Known(cell, "missing", reason, cause, task)
-    return Known(cell, "failed", reason, cause, task)
+def _ended(task: jobs.Task, note: str, state: str) -> Known:
+    cause, reason = jobs.cause(task, note, state)
+    word = "missing" if cause == "dependency" else "failed"
+    return Known(task.cell, word, reason, cause, task)

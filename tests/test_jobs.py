@@ -81,7 +81,7 @@ LOGS = {
 def test_the_cause_is_read_off_the_log_where_the_queue_has_forgotten(tmp_path, word):
     log = tmp_path / "log.err"
     log.write_text("chatter\n" + LOGS[word] + "\n")
-    assert jobs.cause(Task(CELLS[0], "9", 0.0, log), tmp_path / "note")[0] == word.strip()
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, log))[0] == word.strip()
 
 
 @pytest.mark.parametrize(
@@ -96,35 +96,26 @@ def test_the_cause_is_read_off_the_log_where_the_queue_has_forgotten(tmp_path, w
 def test_the_queues_word_goes_first(tmp_path, state, word):
     log = tmp_path / "log.err"
     log.write_text(LOGS["cancelled"])
-    assert jobs.cause(Task(CELLS[0], "9", 0.0, log, state), tmp_path / "note")[0] == word
-    assert jobs.cause(Task(CELLS[0], "9", 0.0, log), tmp_path / "note", state)[0] == word
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, log, state))[0] == word
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, log), "", state)[0] == word
 
 
-def test_a_cells_own_note_tells_of_an_exception_unless_it_is_older_than_the_job(tmp_path):
-    note, log = tmp_path / "note", tmp_path / "log.err"
-    note.write_text("signature\nTraceback\nValueError: found 3, expected 4\n")
+NOTES = {
+    "exception": "ValueError: found 3, expected 4",
+    "memory": "numpy._core._exceptions._ArrayMemoryError: Unable to allocate",
+    "time": "submitit.core.utils.UncompletedJobError: Job not requeued because: timed-out too many times.",
+    # twice the memory asked of SLURM would not help
+    "exception ": "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.",
+}
+
+
+@pytest.mark.parametrize("word", NOTES)
+def test_what_a_cell_itself_has_noted_goes_before_its_log(tmp_path, word):
+    log = tmp_path / "log.err"
     log.write_text("srun: error: n1: task 0: Exited with exit code 1\n")
-    before, after = note.stat().st_mtime - 5, note.stat().st_mtime + 5
-    told = jobs.cause(Task(CELLS[0], "9", before, log), note)
-    assert told == ("exception", "ValueError: found 3, expected 4")
-    assert jobs.cause(Task(CELLS[0], "9", after, log), note)[1].startswith("srun: error")
-    note.write_text(
-        "signature\nTraceback\nnumpy._core._exceptions._ArrayMemoryError: Unable to allocate\n"
-    )
-    assert jobs.cause(Task(CELLS[0], "9", before, log), note)[0] == "memory"
-    note.write_text(
-        "s\nT\nsubmitit.core.utils.UncompletedJobError: Job not requeued because: timed-out too many times.\n"
-    )
-    assert jobs.cause(Task(CELLS[0], "9", before, log), note)[0] == "time"
-
-
-def test_a_gpus_memory_is_not_the_hosts(tmp_path):
-    """Twice the memory asked of SLURM would not help."""
-    note = tmp_path / "note"
-    note.write_text(
-        "s\nT\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
-    )
-    assert jobs.cause(Task(CELLS[0], "9", 0.0, tmp_path / "log"), note)[0] == "exception"
+    task = Task(CELLS[0], "9", 0.0, log)
+    assert jobs.cause(task, NOTES[word]) == (word.strip(), NOTES[word])
+    assert jobs.cause(task)[1].startswith("srun: error")
 
 
 def test_what_ends_before_the_cell_begins_is_not_the_clusters_fault(tmp_path):
@@ -134,22 +125,22 @@ def test_what_ends_before_the_cell_begins_is_not_the_clusters_fault(tmp_path):
         f"{jobs.BEGINS}n1, restart 0\ncontainers/run.sh: --image x.sif: there is no such file; pull it\n"
         "srun: error: n1: task 0: Exited with exit code 65\n"
     )
-    told = jobs.cause(Task(CELLS[0], "9", 0.0, log), tmp_path / "note")
+    told = jobs.cause(Task(CELLS[0], "9", 0.0, log))
     assert told == ("exception", "containers/run.sh: --image x.sif: there is no such file; pull it")
     log.write_text(f"{jobs.BEGINS}n1, restart 0\n")
-    assert jobs.cause(Task(CELLS[0], "9", 0.0, log, "FAILED"), tmp_path / "note")[0] == "exception"
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, log, "FAILED"))[0] == "exception"
 
 
 def test_a_log_that_breaks_off_tells_nothing(tmp_path):
     log = tmp_path / "log.err"
     log.write_text(f"{jobs.BEGINS}n1, restart 0\nfeatures: 30 % (1 of 3, 1 s)\n")
-    assert jobs.cause(Task(CELLS[0], "9", 0.0, log), tmp_path / "note")[0] == "lost"
+    assert jobs.cause(Task(CELLS[0], "9", 0.0, log))[0] == "lost"
 
 
 def test_a_job_that_never_began_was_cancelled_for_its_inputs(tmp_path):
     task = Task(CELLS[0], "9", 0.0, tmp_path / "none", "CANCELLED", jobs.NEVER[0])
-    assert jobs.cause(task, tmp_path / "note")[0] == "dependency"
-    assert jobs.cause(replace(task, state="", reason=""), tmp_path / "note")[0] == "lost"
+    assert jobs.cause(task)[0] == "dependency"
+    assert jobs.cause(replace(task, state="", reason=""))[0] == "lost"
 
 
 def test_only_one_process_submits_a_run(tmp_path):
