@@ -15,7 +15,7 @@ from nsdcap import jobs, plan
 from nsdcap.cells import Ledger
 from nsdcap.errors import NsdcapError
 from nsdcap.jobs import Array
-from nsdcap.paths import Cell, name_of
+from nsdcap.paths import Cell
 from nsdcap.site import Resources, Site
 from nsdcap.survey import survey
 
@@ -98,7 +98,10 @@ def words(found: plan.Plan, known: dict[Cell, plan.Known]) -> dict[Cell, tuple[s
         state.cell: ("refused", f"{state.cause}: {state.reason}; needs --retry-failed")
         for state in found.refused
     }
-    told |= {cell: ("blocked", f"needs {name_of(needs[:1])}, ...") for cell, needs in found.blocked}
+    told |= {
+        cell: ("blocked", f"needs {needs[0]}" + (", ..." if len(needs) > 1 else ""))
+        for cell, needs in found.blocked
+    }
     return {cell: told[cell] for cell in known if cell in told}
 
 

@@ -14,7 +14,7 @@ import pytest
 from images import BUILD, PUBLISH, ROOT, RUN, need
 
 from nsdcap import __version__, miniature
-from nsdcap.paths import Cell, artefact, sidecar
+from nsdcap.paths import Cell, artefact, failure, sidecar
 
 WALK = """
 import hashlib, json, pathlib, nsdcap
@@ -120,6 +120,44 @@ def test_a_cell_inside_gives_the_same_bytes(pulled_image, tiny_tree, tmp_path):
         for where in ("host", "image")
     )
     assert first == second
+
+
+def test_a_pool_of_this_machine_runs_its_cells_in_the_image(pulled_image, tree_copy, tmp_path):
+    """``--executor local --image``: two cells at a time, one of which fails for its data."""
+    betas = next((tree_copy / "nsddata_betas/ppdata/subj02").rglob("betas_session01.hdf5"))
+    betas.unlink()
+    betas.write_bytes(b"no HDF5")
+    arguments = ["--stage", "prepare", "--subjects", "1", "2", "--nsd-root", str(tree_copy)]
+    for setting in (*miniature.places(tree_copy), "data.sessions=2"):
+        arguments += ["--set", setting]
+    site = tmp_path / "site.toml"
+    # the copy is of links to files elsewhere
+    elsewhere = Path(os.path.realpath(next(tree_copy.rglob("nsd_stimuli.hdf5")))).parents[3]
+    site.write_text(f"binds = [{json.dumps(str(elsewhere))}]\n")
+    chosen = {
+        "inline": ["inline"],
+        "local": ["local", "--jobs", "2", "--image", str(pulled_image), "--site", str(site)],
+    }
+    told = {}
+    for name, words in chosen.items():
+        line = [sys.executable, "-m", "nsdcap.launch", *arguments, "--executor", *words]
+        done = subprocess.run(
+            [*line, "--out", str(tmp_path / name)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 65, done.stdout + done.stderr
+        told[name] = next(line for line in done.stderr.splitlines() if "FAILED" in line)
+    assert "betas_session01.hdf5" in told["local"]
+    assert told["local"].split("FAILED")[1].split("; see")[0] in told["inline"]
+    inline, local = (artefact(tmp_path / name, Cell("prepare", 1)) for name in chosen)
+    assert local.read_bytes() == inline.read_bytes()
+    # the traceback of the cell that failed names the files that ran
+    traces = [failure(tmp_path / name, Cell("prepare", 2)).read_text() for name in chosen]
+    assert f'"{ROOT}/nsdcap/prepare.py"' in traces[0]
+    assert str(ROOT) not in traces[1]
+    assert "site-packages/nsdcap/prepare.py" in traces[1]
 
 
 def test_offline_and_caches_unless_told_otherwise(pulled_image, tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -9,6 +13,10 @@ from pathlib import Path
 
 import loopback
 import pytest
+import runs
+
+from nsdcap import jobs
+from nsdcap.paths import Cell
 
 
 def test_array_runs_every_element_once(idle_cluster, tmp_path):
@@ -137,6 +145,60 @@ def test_second_cluster_beside_it_leaves_no_process(idle_cluster):
         loopback.stop(Path(name))
     job = idle_cluster.sbatch("true")
     assert idle_cluster.wait([job])[job].state == "COMPLETED"
+
+
+def test_accounting_tells_of_jobs_that_the_queue_has_forgotten(idle_cluster, monkeypatch, tmp_path):
+    """Another cluster, with MariaDB and slurmdbd; all others of these tests have no accounting."""
+    tools = ("slurmdbd", "mariadbd", "mariadb-install-db")
+    if lacking := [tool for tool in tools if not shutil.which(tool)]:
+        pytest.skip(f"ACCOUNTING IS NOT CHECKED: no {', '.join(lacking)}")
+    cell = Cell("prepare", 1)
+    with tempfile.TemporaryDirectory(prefix="testcluster-", dir="/tmp") as name:
+        try:
+            other = loopback.start(Path(name), 1, "--accounting")
+            monkeypatch.setenv("SLURM_CONF", f"{name}/etc/slurm.conf")
+            lines = {"FAILED": "false", "CANCELLED": "sleep 300", "NODE_FAIL": "sleep 300"}
+            ids = {
+                state: other.sbatch(line, f"--job-name=ours-{state}", "--no-requeue")
+                for state, line in lines.items()
+            }
+            other.wait([ids["FAILED"]])
+            other.wait_for([ids["CANCELLED"], ids["NODE_FAIL"]], {"RUNNING"})
+            other.command("scancel", ids["CANCELLED"])
+            other.wait([ids["CANCELLED"]])
+            other.kill_node("n1")
+            other.command("scontrol", "update", "NodeName=n1", "State=DOWN", "Reason=test")
+            tasks = [
+                jobs.Task(cell, number, 0.0, tmp_path / "log", name=f"ours-{state}")
+                for state, number in ids.items()
+            ]
+            stranger = jobs.Task(cell, ids["FAILED"], 0.0, tmp_path / "log", name="another's")
+            wanted = {number: state for state, number in ids.items()}
+            wait_until(lambda: jobs.accounted(tasks) == wanted)
+            assert jobs.accounted([stranger]) == {}
+            told = [jobs.cause(task, "", jobs.accounted(tasks)[task.job])[0] for task in tasks]
+            assert told == ["lost", "dependency", "node"]  # without a log no more is known
+        finally:
+            loopback.stop(Path(name))
+        assert of_cluster(name) == []
+        shutil.rmtree(f"{name}/db")  # its owner is another
+
+
+def test_the_bench_of_launching_runs(idle_cluster, tiny_tree, tmp_path):
+    """hpc/bench/launch.py, at a size that takes seconds: every task ends well, and all figures are told."""
+    (tmp_path / "nsd").symlink_to(tiny_tree)
+    line = [sys.executable, str(runs.ROOT / "hpc/bench/launch.py"), str(tmp_path), "--json"]
+    done = subprocess.run(
+        [*line, "--tasks", "12", "--cells", "40"],
+        env=runs.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (told["tasks"], told["arrays"], told["ended_well"]) == (12, 1, 12)
+    figures = ("submit_s", "drain_s", "task_s", "status_s", "dry_run_s")
+    assert all(told[name] > 0 for name in figures)
 
 
 def sleeping(seconds: str) -> int:
