@@ -1,5 +1,8 @@
 """Errors a user can mend: one sentence each, and the exit code the command line gives them."""
 
+import os
+import sys
+
 
 class NsdcapError(Exception):
     """What was found, what was expected, how to mend it. Printed without a traceback."""
@@ -17,3 +20,15 @@ class DataError(NsdcapError):
     """A file that is missing, broken, or does not agree with another."""
 
     exit_code = 65
+
+
+def bound() -> str:
+    """What to add, inside an image, where a folder or file is not there."""
+    inside = "APPTAINER_CONTAINER" in os.environ or "SINGULARITY_CONTAINER" in os.environ
+    return " (an image sees the folders of this machine that --bind names)" if inside else ""
+
+
+def unread() -> int:
+    """The exit code of a program whose reader has gone, as ``| head`` does; keeps Python from complaining."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + 13  # as a shell tells of SIGPIPE

@@ -11,13 +11,14 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsdcap.errors import NsdcapError, UsageError
+from nsdcap.errors import NsdcapError, UsageError, unread
 from nsdcap.options import (
     MINIATURE_OUT,
     STAGE_NAMES,
@@ -41,6 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return launch(options)
+    except BrokenPipeError:
+        return unread()
     except NsdcapError as error:
         print(f"nsdcap: {error}", file=sys.stderr)
         return error.exit_code
@@ -120,6 +123,9 @@ def make_miniature(out: Path, cells: list[Cell], dry: bool) -> bool:
 # --- a task ---------------------------------------------------------------------------------------
 
 
+END_SECONDS = 10.0  # that a task is given to end by itself once it is queued again
+
+
 class CellTask:
     """A cell as submitit runs it, in a local process or a SLURM task."""
 
@@ -163,6 +169,10 @@ class CellTask:
     def checkpoint(self, *arguments: Any, **named: Any) -> Any:
         """Before a time limit or a preemption: the same again, which goes on from its finished parts."""
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # in an image it comes twice
+        # what submitit raises next is lost where the signal meets an object's __del__
+        end = threading.Timer(END_SECONDS, os._exit, (255,))
+        end.daemon = True
+        end.start()
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, *arguments, **named)
@@ -295,7 +305,12 @@ def hand_over(
         submitted = executor.map_array(CellTask(), *zip(*rows, strict=True))
     except (FailedJobError, FailedSubmissionError) as error:
         said = [line for line in str(error).splitlines() if line.startswith("sbatch: ")]
-        raise QueueError(f"{array.stage}: {(said or [str(error)])[0].strip()}") from None
+        asked = {name: value for name, value in vars(needed).items() if value}
+        raise QueueError(
+            f"{array.stage}: {(said or [str(error)])[0].strip()}\nit was asked for "
+            f"{', '.join(f'{name} = {value!r}' for name, value in asked.items())}: what does not suit is to "
+            f"be changed under [defaults] or [stages.{array.stage}] of the site file"
+        ) from None
     return submitted[0].job_id.partition("_")[0]
 
 

@@ -22,8 +22,8 @@ MINIATURE_OUT = Path("nsdcap-miniature")
 
 EPILOG = """\
 With neither --config nor --nsd-root the built-in miniature is made (in OUT/nsd) and run.
-Exit codes: 0 all done (slurm: all submitted), 1 a cell failed, 2 usage, 65 bad data, 69 SLURM or
-a file of the installation is not there, 75 incomplete.
+Exit codes: 0 all done (slurm: all submitted), 1 a cell failed, 2 usage, 65 bad data, 69 SLURM does not
+answer or refuses a task, or a file of the installation is not there, 75 incomplete.
 """
 
 

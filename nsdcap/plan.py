@@ -14,7 +14,7 @@ from nsdcap.paths import Cell
 class Known:
     """A cell as it stands: done, running, pending, failed, stale, missing, or unknown where the queue was
     not asked; of a failed one the cause; its last job, if it was ever submitted; ``outdated`` if that
-    began with other settings."""
+    began with other settings (of a done one: and still runs or waits)."""
 
     cell: Cell
     word: str
@@ -61,6 +61,8 @@ def make(
         if state.word == "done" or (on_its_way(state) and not state.outdated):
             coming.add(other)
     coming -= set(chosen)
+    # it would put its result in the place of the one that is wanted
+    plan.withdraw += [other for other, s in known.items() if s.word == "done" and s.outdated]
     for cell in chosen:
         state = known[cell]
         needed = [other for other in inputs(cell) if known[other].word != "done"]

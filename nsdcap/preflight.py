@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from nsdcap.config import MODEL_NAMES, Config
-from nsdcap.errors import DataError, UsageError
+from nsdcap.errors import DataError, UsageError, bound
 
 
 def preflight(settings: Config) -> None:
@@ -30,7 +30,7 @@ def preflight(settings: Config) -> None:
             raise UsageError(f"models.{model} is empty: give a Hugging Face folder or a hub id")
         if where.startswith(("/", ".", "~")) and not Path(where).is_dir():
             raise DataError(
-                f"models.{model} = {where!r}: there is no such folder; mend the setting"
+                f"models.{model} = {where!r}: there is no such folder; mend the setting{bound()}"
             )
 
 
@@ -85,5 +85,5 @@ def make_folder(out: Path) -> None:
             pass
     except OSError as error:
         raise UsageError(
-            f"--out {out}: cannot be written ({error.strerror}); name another folder"
+            f"--out {out}: cannot be written ({error.strerror}); name another folder{bound()}"
         ) from None

@@ -15,6 +15,8 @@ from nsdcap.site import Resources, Site, resources
 
 # the log goes on over all attempts of a task: requeued after a time limit, a preemption, a lost node
 BEGIN = f'echo "{BEGINS}$SLURMD_NODENAME, restart ${{SLURM_RESTART_COUNT:-0}}" >&2'
+# a line of setup that fails is told, and no more: some of what modules and shells run fails harmlessly
+WATCH = """trap 'echo "nsdcap: a line of setup failed: $BASH_COMMAND" >&2' ERR"""
 
 
 def needed_resources(
@@ -34,6 +36,7 @@ def parameters(
     site: Site, array: Array, needed: Resources, dependency: str, held: bool
 ) -> dict[str, Any]:
     """What submitit's SlurmExecutor is given for an array."""
+    setup = [BEGIN, *([WATCH, *site.setup, "trap - ERR"] if site.setup else [])]
     extra: dict[str, Any] = {"kill-on-invalid-dep": "yes", "requeue": True, **needed.extra}
     if held:
         extra["hold"] = True
@@ -42,7 +45,7 @@ def parameters(
         "cpus_per_task": needed.cpus, "partition": needed.partition, "account": needed.account,
         "qos": needed.qos, "constraint": needed.constraint, "gres": needed.gres,
         "gpus_per_node": 0 if needed.gres else needed.gpus, "dependency": dependency,
-        "setup": [BEGIN, *site.setup], "srun_args": ["--cpus-per-task", str(needed.cpus)],
+        "setup": setup, "srun_args": ["--cpus-per-task", str(needed.cpus)],
     }  # fmt: skip
     return {
         **{name: value for name, value in given.items() if value},

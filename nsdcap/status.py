@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsdcap.errors import NsdcapError, UsageError
+from nsdcap.errors import NsdcapError, UsageError, unread
 
 if TYPE_CHECKING:
     from nsdcap.cells import Ledger
@@ -51,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     except NsdcapError as error:
         print(f"nsdcap.status: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        return unread()
     except KeyboardInterrupt:
         return 130
 
@@ -152,7 +154,8 @@ def _print(known: list[Known], why: str, every: bool) -> None:
     lines = []
     for state in known:
         # what is missing with a cause has a job that ended for it: aggregate, after failures
-        if every or state.cause or state.word in ("running", "failed", "stale", "unknown"):
+        late = state.outdated and state.word == "done"
+        if every or late or state.cause or state.word in ("running", "failed", "stale", "unknown"):
             alike = (state.cell.stage, state.word, state.cause)
             told[alike] += 1
             if every or told[alike] <= ALIKE:
@@ -172,8 +175,8 @@ def _line(state: Known) -> str:
         about.insert(0, state.cause)
     if state.word == "running" and task:
         about.append(f"{task.left} left")
-    if state.outdated and state.word == "running":
-        about.append("began with other settings")
+    if state.outdated and task and task.word:
+        about.append(f"job {task.job} is {task.word} with other settings; launch takes it back")
     if task and (state.cause or state.word in ("running", "failed")):
         about.append(f"job {task.job}, try {task.tries}, log {task.log}")
     return f"{state.word:8}{state.cell}" + (f": {'; '.join(about)}" if about else "")

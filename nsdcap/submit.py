@@ -95,6 +95,11 @@ def words(found: plan.Plan, known: dict[Cell, plan.Known]) -> dict[Cell, tuple[s
     told |= {cell: ("wait", f"{known[cell].word} {known[cell].reason}") for cell in found.kept}
     told |= {cell: ("run", known[cell].reason) for cell in found.submit}
     told |= {
+        cell: (told[cell][0], f"{taken_back(known[cell])}, to be taken back")
+        for cell in found.withdraw
+        if cell in told
+    }
+    told |= {
         state.cell: ("refused", f"{state.cause}: {state.reason}; needs --retry-failed")
         for state in found.refused
     }
@@ -103,6 +108,17 @@ def words(found: plan.Plan, known: dict[Cell, plan.Known]) -> dict[Cell, tuple[s
         for cell, needs in found.blocked
     }
     return {cell: told[cell] for cell in known if cell in told}
+
+
+def taken_back(known: plan.Known) -> str:
+    """A job that a plan cancels, and why."""
+    task = known.task
+    where = f"job {task.job} {task.word}" if task is not None else "a job"
+    return (
+        f"{where} with other settings"
+        if known.outdated
+        else f"{where} on inputs made anew, or in vain"
+    )
 
 
 def _jobs_of(known: dict[Cell, plan.Known], found: plan.Plan) -> dict[Cell, str]:
@@ -154,6 +170,10 @@ def submit(
         recover(out, rows)
         found, known = settle(ledger, cells, rows, site, retry_failed, force)
         withdrawn = [known[cell].task for cell in found.withdraw]
+        for cell in found.withdraw[:6]:
+            print(f"{cell}: {taken_back(known[cell])}, is taken back", flush=True)
+        if len(found.withdraw) > 6:
+            print(f"... {len(found.withdraw)} such jobs", flush=True)
         _withdraw(out, [task.job for task in withdrawn if task is not None])
         ready = arrays(ledger, found, known, site, resources, limit)
         hand_all(ledger, ready, hand_over, _jobs_of(known, found), force)
@@ -192,8 +212,8 @@ def hand_all(
         except NsdcapError as error:
             left = sum(len(other.array.cells) for other in ready[number:])
             raise type(error)(
-                f"{error}\n{len(handed)} cells are submitted and go on, {left} are not; mend that, "
-                "then give the same command"
+                f"{error}\n{len(handed)} cells are submitted and go on, {len(kept)} were on their way before, "
+                f"{left} are not submitted; mend that, then give the same command"
             ) from None
 
 

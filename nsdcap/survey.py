@@ -27,12 +27,12 @@ def survey(
     known = {}
     for cell, state in states.items():
         task = found.get(cell)
-        outdated = False
-        if task is not None and state.word != "done":
-            outdated = task.signature != ledger.depends(cell)["signature"]
+        outdated = task is not None and task.signature != ledger.depends(cell)["signature"]
         if state.word == "done" or task is None:
             cause = "exception" if state.word == "failed" else ""
-            known[cell] = Known(cell, state.word, state.reason, cause, task)
+            # a job with other settings that still runs or waits would put its result in the place of this
+            late = outdated and task is not None and bool(task.word)
+            known[cell] = Known(cell, state.word, state.reason, cause, task, late)
         elif task.word:
             reason = task.reason if task.word == "pending" else f"on {task.node}"
             known[cell] = Known(cell, task.word, reason, "", task, outdated)

@@ -239,3 +239,15 @@ def test_readme_names_only_files_and_options_that_exist():
             r"--[a-z][a-z-]+", line.split("nsdcap.status")[0].split("nsdcap.plots")[0]
         ):
             assert option in shown, option
+
+
+def test_a_task_that_is_queued_again_ends_even_where_its_exit_is_lost():
+    """Python drops what a signal's handler raises while an object is being deleted."""
+    code = (
+        "import time\n"
+        "from nsdcap import launch\n"
+        "launch.END_SECONDS = 0.2\n"
+        "launch.CellTask().checkpoint('out', 'prepare', 1, None)\n"
+        "time.sleep(60)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 255

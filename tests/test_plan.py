@@ -103,6 +103,15 @@ def test_what_runs_while_its_inputs_are_begun_anew_is_too():
     assert plan.submit == [PREPARE[0], LAST]
 
 
+@pytest.mark.parametrize("cells", [CELLS, DECODE], ids=["chosen", "an input"])
+def test_a_job_with_other_settings_of_a_done_cell_is_taken_back(cells):
+    """Else it would put its result in the place of the one that is wanted."""
+    late = Known(PREPARE[0], "done", task=task(PREPARE[0], "PENDING"), outdated=True)
+    plan = planned({PREPARE[0]: late, PREPARE[1]: "done"}, cells=cells)
+    assert plan.withdraw == [PREPARE[0]]
+    assert plan.submit == [cell for cell in cells if cell.stage != "prepare"]
+
+
 def test_what_waits_with_other_settings_is_submitted_anew():
     old = Known(PREPARE[0], "pending", "", "", task(PREPARE[0], "PENDING"), outdated=True)
     assert planned({PREPARE[0]: old}).withdraw == [PREPARE[0]]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -96,6 +97,22 @@ def test_what_lies_on_disk_goes_before_the_queue(ledger):
     assert stands(ledger, rows=[row]).word == "done"
 
 
+def test_a_done_cell_whose_job_with_other_settings_is_in_the_queue_is_told(
+    ledger, monkeypatch, tmp_path
+):
+    array = replace(submitted(ledger), signatures=("another",))
+    jobs.write(ledger.out, array)
+    path = artefact(ledger.out, CELL)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    write_json(sidecar(ledger.out, CELL), {"cell": str(CELL), "depends": ledger.depends(CELL)})
+    row = ["41", "PENDING", "Priority", "", "", array.name]
+    assert (stands(ledger, rows=[row]).word, stands(ledger, rows=[row]).outdated) == ("done", True)
+    assert not stands(ledger).outdated  # it has left the queue
+    in_queue(monkeypatch, tmp_path / "bin", row)
+    assert "done    encode subj01 layer03: job 41 is pending with other settings" in tell(ledger)
+
+
 def test_without_the_queue_nothing_is_concluded(ledger):
     submitted(ledger)
     assert stands(ledger, rows=None).word == "unknown"
@@ -154,6 +171,16 @@ def test_many_that_failed_alike_are_counted(ledger, monkeypatch, tmp_path):
     assert sum("ValueError" in line for line in told) == ALIKE
     assert told[-1] == "failed  5 more of encode: exception; --all lists them"
     assert sum("ValueError" in line for line in tell(many, "--all").splitlines()) == ALIKE + 5
+
+
+def test_a_reader_that_goes_away_is_no_error(ledger):
+    """As ``| head`` does: long before the last of very many lines."""
+    line = [sys.executable, "-m", "nsdcap.status", str(ledger.out), "--json"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read().decode()
+        assert process.wait(60) == 141
+    assert said == ""
 
 
 def test_watch_goes_on_until_nothing_moves(ledger, monkeypatch, tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from nsdcap.errors import NsdcapError
+from nsdcap.miniature import SETTINGS, places
 from nsdcap.miniature.tree import write_tree
 
 
@@ -35,6 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except NsdcapError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    tree, words = options.dir.absolute(), []
+    for place in places(tree):
+        words += ["--set", shlex.quote(place)]
+    subjects = " ".join(map(str, options.subjects))
+    print("to run it, with the miniature's own models and settings:")
+    print(f"python -m nsdcap.launch --config {shlex.quote(str(SETTINGS))} {' '.join(words)} "
+          f"--subjects {subjects} --out OUT")  # fmt: skip
     return 0
 
 

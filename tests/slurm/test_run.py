@@ -143,13 +143,35 @@ def test_a_stage_alone_depends_on_its_own_cells_alone(begin, idle_cluster):
     run.check()
 
 
+def test_a_job_with_other_settings_is_taken_back_also_where_the_result_is_done(begin, idle_cluster):
+    """It would put its result in the place of the one that is wanted."""
+    run = begin()
+    other = ["--stage", "reconstruct", "--set", "reconstruct.steps=3"]
+    with closed(idle_cluster):
+        assert "2 cells submitted" in run.launch(*other)
+        told = run.launch("--stage", "reconstruct", "--dry-run")
+        assert "with other settings, to be taken back" in told
+        assert run.status(code=75)["reconstruct subj01"]["state"] == "pending"
+        said = run.launch("--stage", "reconstruct")
+        assert "reconstruct subj01: job" in said
+        assert "pending with other settings, is taken back" in said
+        assert "0 cells submitted, 0 on their way before, 2 done before" in said
+        assert not {e for e in run.mine().values() if e.state not in FINISHED}
+    run.check()
+
+
 def test_a_refusal_halfway_is_told_and_nothing_is_doubled(begin, idle_cluster):
     run = begin(*PREPARE, *DECODE, *KERNEL)
     with closed(idle_cluster):
         run.site(stages={"decode": {"partition": "nowhere"}})
         said = run.launch(code=69)
         assert "invalid partition specified: nowhere" in said
-        assert "2 cells are submitted and go on, 4 are not" in said
+        assert (
+            "2 cells are submitted and go on, 0 were on their way before, 4 are not submitted"
+            in said
+        )
+        again = run.launch(code=69)
+        assert "0 cells are submitted and go on, 2 were on their way before, 4 are not" in again
         run.site()
         said = run.launch()
         assert "4 cells submitted, 2 on their way before" in said
