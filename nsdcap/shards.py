@@ -19,6 +19,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,7 @@ def share_out(ledger: Ledger, cell: Cell, processes: int) -> None:
         start_method="spawn",
     )  # fmt: skip
     with _own_signals(), _threads_for(processes):
+        _start_tracker()
         try:
             row = (str(ledger.out), cell.stage, cell.subject, cell.layer, str(file), os.getpid())
             elastic_launch(launch, share)(*row)
@@ -188,6 +190,16 @@ def _check(out: Path, cell: Cell, processes: int) -> None:
             f"{cell}: of {len(missing)} parts {len(gaps)} are missing and {len(done) - len(set(done))} were "
             f"done twice by {processes} processes; was its folder changed meanwhile? Start it again"
         )
+
+
+def _start_tracker() -> None:
+    """Start Python's process that clears up after others, deaf to the signal that SLURM sends to all of a
+    task's processes before its time limit: it would die of it, and its successor complain."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import gone, workers
 from small_runs import times, without
 
 from nsdcap import launch, shards
@@ -30,32 +31,11 @@ def started(arguments: list[str], cell: Cell, out: Path) -> subprocess.Popen:
         )
 
 
-def workers(parent: int) -> list[int]:
-    """Processes that share the work of one: those below it that torch has started for that."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            below = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            words = (folder / "cmdline").read_text()
-        except (OSError, IndexError):
-            continue
-        if below == parent and "spawn_main" in words:
-            found.append(int(folder.name))
-    return found
-
-
 def until(condition, seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.005)
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 @pytest.mark.parametrize(
