@@ -13,10 +13,10 @@ from nsdcap.config import Config
 from nsdcap.decode import read_latent
 from nsdcap.features import open_features, rows_of
 from nsdcap.nsd import NSD
-from nsdcap.parts import kept
 from nsdcap.paths import Cell, artefact, write_json
 from nsdcap.ridge import blocks
 from nsdcap.score import Clip
+from nsdcap.shards import in_order
 
 ARMS = ("brain", "brain_gain", "picture", "nearest")
 
@@ -38,10 +38,7 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     blip = Blip(config.models, config.caption)
     decoded = read_latent(out, cell.subject, "z_v", config)
     with_gain = read_latent(out, cell.subject, "z_v", config, gain="cv")
-    captions = {
-        "brain": _written(blip, decoded, "brain", cell, out),
-        "brain_gain": _written(blip, with_gain, "brain_gain", cell, out),
-    }
+    captions = _written(blip, {"brain": decoded, "brain_gain": with_gain}, cell, out)
     del with_gain
     with open_features(out, None) as shared:
         captions["picture"] = list(shared["caption"].asstr()[:][rows_of(shared, ids)])
@@ -73,12 +70,18 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     )
 
 
-def _written(blip: Blip, latents: np.ndarray, arm: str, cell: Cell, out: Path) -> list[str]:
-    """Captions from latents (n, tokens, width), kept batch by batch."""
-    texts: list[str] = []
-    for rows in blocks(len(latents), blip.batch):
-        name = f"{arm}_{rows.start}-{rows.stop}"
-        texts += kept(out, cell, name, partial(_batch, blip, latents[rows]))["texts"].tolist()
+def _written(
+    blip: Blip, latents: dict[str, np.ndarray], cell: Cell, out: Path
+) -> dict[str, list[str]]:
+    """Captions from each arm's latents (n, tokens, width), kept batch by batch."""
+    work = {
+        f"{arm}_{rows.start}-{rows.stop}": partial(_batch, blip, own[rows])
+        for arm, own in latents.items()
+        for rows in blocks(len(own), blip.batch)
+    }
+    texts: dict[str, list[str]] = {arm: [] for arm in latents}
+    for name, found in zip(work, in_order(out, cell, work), strict=True):
+        texts[name.rpartition("_")[0]] += found["texts"].tolist()
     return texts
 
 

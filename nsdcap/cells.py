@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from nsdcap import __version__, config, parts
+from nsdcap import __version__, config, parts, shards
 from nsdcap.config import Config
 from nsdcap.errors import DataError, NsdcapError, bound
 from nsdcap.paths import (
@@ -146,11 +146,11 @@ class Ledger:
         sidecar(self.out, cell).unlink(missing_ok=True)
         parts.forget(self.out, cell)
 
-    def run(self, cell: Cell, force: bool = False) -> str:
+    def run(self, cell: Cell, force: bool = False, processes: int = 1) -> str:
         """Compute a cell unless it is done; returns "done" or "skipped".
 
         One that was stopped before goes on after its finished parts, see ``parts``; with ``force`` it
-        begins anew.
+        begins anew. Its pictures are shared out over so many ``processes`` where the stage allows it.
 
         Raises
         ------
@@ -175,6 +175,8 @@ class Ledger:
             function = getattr(importlib.import_module(module), name)
             if before := parts.begin(self.out, cell, self.depends(cell)["signature"], force):
                 print(f"{cell}: goes on after {before} finished parts", flush=True)
+            if processes > 1 and STAGES[cell.stage].shared_out:
+                shards.share_out(self, cell, processes)
             with atomic(artefact(self.out, cell)) as target:
                 function(cell, self.settings, self.nsd, self.out, target)
         except Exception:
@@ -252,15 +254,16 @@ class Ledger:
 
 
 def run_cell(
-    out: str, stage: str, subject: int | None, layer: int | None, force: bool, file: str = ""
-) -> str:
+    out: str, stage: str, subject: int | None, layer: int | None, force: bool, file: str = "",
+    processes: int = 1,
+) -> str:  # fmt: skip
     """A cell of the run in ``out``, by the settings there or in ``file``; what a task in another process
     calls.
 
     Returns "done" or "skipped"; raises as ``Ledger.run``.
     """
     settings = config.load(Path(file) if file else config_file(Path(out)))
-    return Ledger(settings, Path(out)).run(Cell(stage, subject, layer), force)
+    return Ledger(settings, Path(out)).run(Cell(stage, subject, layer), force, processes)
 
 
 def _stamp(path: Path) -> str:

@@ -14,9 +14,10 @@ from nsdcap.cells import sessions_of
 from nsdcap.config import Config
 from nsdcap.diffusion import Diffusion
 from nsdcap.nsd import NSD
-from nsdcap.parts import kept
 from nsdcap.paths import Cell, artefact
 from nsdcap.progress import track
+from nsdcap.ridge import blocks
+from nsdcap.shards import in_order
 
 ROWS, COLUMNS = 1024, 512  # a chunk: blocks of targets are read down all pictures
 
@@ -48,14 +49,18 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     with h5py.File(target, "w") as file:
         file["nsd_id"] = ids
         captions = file.create_dataset("caption", len(ids), h5py.string_dtype())
-        step = config.models.batch
-        for start in track(range(0, len(ids), step), str(cell)):
-            rows = ids[start : start + step]
-            compute = partial(_batch, rows, references, nsd, blip, diffusion, config)
-            found = kept(out, cell, f"{start}-{start + len(rows)}", compute)
-            captions[start : start + len(rows)] = found.pop("caption").tolist()
+        batches = list(blocks(len(ids), config.models.batch))
+        work = {
+            f"{rows.start}-{rows.stop}": partial(
+                _batch, ids[rows], references, nsd, blip, diffusion, config
+            )
+            for rows in batches
+        }
+        parts = in_order(out, cell, work)
+        for rows, found in zip(batches, track(parts, str(cell), len(work)), strict=True):
+            captions[rows] = found.pop("caption").tolist()
             for name, values in found.items():
-                _append(file, name, values, start, len(ids))
+                _append(file, name, values, rows.start, len(ids))
 
 
 def _batch(

@@ -11,13 +11,17 @@ from nsdcap.errors import NsdcapError
 from nsdcap.paths import Cell, artefact, failure
 
 
-def run_inline(ledger: Ledger, cells: list[Cell], force: bool) -> int:
-    """One cell after another in this process; a failed cell does not stop those that need it not."""
+def run_inline(ledger: Ledger, cells: list[Cell], force: bool, processes: int = 1) -> int:
+    """One cell after another in this process; a failed cell does not stop those that need it not.
+
+    Pictures of a cell are shared out over ``processes``, see ``shards``.
+    """
     tally = Tally(len(cells))
     for cell in cells:
         start = time.monotonic()
         try:
-            tally.ended(cell, ledger.run(cell, force), time.monotonic() - start)
+            how = ledger.run(cell, force, processes)
+            tally.ended(cell, how, time.monotonic() - start)
         except NsdcapError as error:
             tally.failed(cell, str(error), error.exit_code)
         except Exception as error:  # whatever a cell dies of, the others go on

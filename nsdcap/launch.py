@@ -95,10 +95,10 @@ def launch(options: argparse.Namespace) -> int:
         )  # fmt: skip
     write_settings(settings, out)
     if site is not None:
-        return run_local(ledger, cells, options.force, options.jobs, site)
+        return run_local(ledger, cells, options.force, options.jobs, site, options.processes)
     from nsdcap.inline import run_inline
 
-    return run_inline(ledger, cells, options.force)
+    return run_inline(ledger, cells, options.force, options.processes)
 
 
 def make_miniature(out: Path, cells: list[Cell], dry: bool) -> bool:
@@ -131,9 +131,11 @@ class CellTask:
 
     def __call__(
         self, out: str, stage: str, subject: int | None, layer: int | None, force: bool = False,
-        version: str = "", gpus: int = 0, file: str = "",
+        version: str = "", gpus: int = 0, file: str = "", processes: int = 1,
     ) -> str:  # fmt: skip
         """Compute the cell unless it is done, by the settings in ``file``; returns "done" or "skipped".
+
+        Pictures are shared out over so many ``processes``.
 
         Raises
         ------
@@ -164,7 +166,7 @@ class CellTask:
         paths.result_pickle.with_name(paths.result_pickle.name + ".save_tmp").unlink(
             missing_ok=True
         )
-        return run_cell(out, stage, subject, layer, force, file)
+        return run_cell(out, stage, subject, layer, force, file, processes)
 
     def checkpoint(self, *arguments: Any, **named: Any) -> Any:
         """Before a time limit or a preemption: the same again, which goes on from its finished parts."""
@@ -181,13 +183,19 @@ class CellTask:
 # --- local pool -----------------------------------------------------------------------------------
 
 
-def run_local(ledger: Ledger, cells: list[Cell], force: bool, jobs: int, site: Site) -> int:
-    """Up to ``jobs`` cells at a time, each in a process of its own, stage by stage; GPUs take turns."""
+def run_local(
+    ledger: Ledger, cells: list[Cell], force: bool, jobs: int, site: Site, processes: int = 1
+) -> int:
+    """Up to ``jobs`` cells at a time, each in a process of its own, stage by stage; GPUs take turns.
+
+    A cell that is shared out over ``processes`` sees as many GPUs, if there are so many.
+    """
     import submitit
 
     from nsdcap import __version__
     from nsdcap.containers import command, visible_gpus
     from nsdcap.inline import Tally
+    from nsdcap.stages import STAGES
 
     gpus, turn = visible_gpus(), 0
     # several processes that each take all cores are slower than one
@@ -209,13 +217,18 @@ def run_local(ledger: Ledger, cells: list[Cell], force: bool, jobs: int, site: S
             while waiting or running:
                 while waiting and len(running) < jobs:
                     cell = waiting.pop(0)
-                    mine = gpus[turn % len(gpus) :][:1] if gpus else []
-                    turn += 1
+                    count = (
+                        min(processes, len(gpus)) if STAGES[stage].shared_out else min(1, len(gpus))
+                    )
+                    mine = [gpus[(turn + number) % len(gpus)] for number in range(count)]
+                    turn += count
                     words = command(ledger, site, threads=threads, gpus=mine)
                     executor.python = shlex.join(words)
                     row = (str(ledger.out), cell.stage, cell.subject, cell.layer, force)
                     with stderr_to(ledger.out / "log" / "launcher.txt"):
-                        job = executor.submit(CellTask(), *row, __version__, len(mine))
+                        job = executor.submit(
+                            CellTask(), *row, __version__, len(mine), processes=processes
+                        )
                     running[cell] = (job, time.monotonic())
                 for cell, (job, start) in list(running.items()):
                     if not job.done():
@@ -298,6 +311,7 @@ def hand_over(
             __version__,
             needed.gpus,
             file,
+            max(1, needed.gpus),
         )
         for cell in array.cells
     ]

@@ -55,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image", metavar="IMAGE.sif",
         help="run cells in this Apptainer image (local; slurm: in place of the site's)")  # fmt: skip
     add("--jobs", type=int, default=2, metavar="N", help="cells at a time of --executor local")
+    add("--processes", type=int, default=1, metavar="N",
+        help="that share a cell's pictures, one a GPU (features, caption, reconstruct; not slurm)")  # fmt: skip
     add("--dry-run", action="store_true",
         help="list cells, reasons, estimated cost, and what SLURM would be given; write nothing")  # fmt: skip
     add("--force", action="store_true", help="also compute cells that are done")
@@ -69,7 +71,7 @@ def choose_executor(options: argparse.Namespace) -> tuple[str, str]:
     Raises
     ------
     UsageError
-        An image that no executor would run.
+        An image that no executor would run, or processes that it does not take.
     """
     wanted, site = options.executor, site_file(options)
     if wanted == "auto":
@@ -81,6 +83,13 @@ def choose_executor(options: argparse.Namespace) -> tuple[str, str]:
             found, why = "slurm", f"site file {site}, and sbatch is on the PATH"
     else:
         found, why = wanted, "by --executor"
+    if options.processes < 1:
+        raise UsageError(f"--processes: found {options.processes}, expected at least 1")
+    if found == "slurm" and options.processes > 1:
+        raise UsageError(
+            "--processes: on a cluster a task has as many as it has GPUs; set gpus of its stage in the site "
+            "file"
+        )
     if found == "inline" and options.image is not None:
         raise UsageError("--image: cells of this process run where it runs; add --executor local")
     return found, why

@@ -42,6 +42,11 @@ def found(out: Path, cell: Cell, name: str) -> dict[str, np.ndarray] | None:
         return None
 
 
+def is_kept(out: Path, cell: Cell, name: str) -> bool:
+    """Whether a part is there, without reading it."""
+    return _file(out, cell, name).exists()
+
+
 def keep(out: Path, cell: Cell, name: str, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Write a part, whole or not at all, and give it back."""
     arrays = {key: np.asarray(value, order="C") for key, value in values.items()}
@@ -90,7 +95,7 @@ def forget(out: Path, cell: Cell) -> None:
     """Remove a cell's parts and their folder."""
     folder = parts_folder(out, cell)
     (folder / SIGNATURE).unlink(missing_ok=True)  # first: what a kill leaves then belongs to no run
-    for part in folder.glob("*.part"):
+    for part in (*folder.glob("*.part"), *folder.glob("*.json")):
         part.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)  # on NFS a file open elsewhere keeps its folder
 

@@ -13,11 +13,11 @@ from nsdcap.config import Config
 from nsdcap.decode import read_latent
 from nsdcap.diffusion import Diffusion, resize
 from nsdcap.nsd import NSD
-from nsdcap.parts import kept
 from nsdcap.paths import Cell, artefact
 from nsdcap.progress import track
 from nsdcap.ridge import blocks
 from nsdcap.score import Clip
+from nsdcap.shards import in_order
 
 
 def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
@@ -57,8 +57,10 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
 
     with h5py.File(target, "w") as file:
         file["nsd_id"] = ids
-        for rows in track(list(blocks(len(ids), settings.batch)), str(cell)):
-            found = kept(out, cell, f"{rows.start}-{rows.stop}", partial(batch, rows))
+        batches = list(blocks(len(ids), settings.batch))
+        work = {f"{rows.start}-{rows.stop}": partial(batch, rows) for rows in batches}
+        parts = in_order(out, cell, work)
+        for rows, found in zip(batches, track(parts, str(cell), len(work)), strict=True):
             for name, values in found.items():
                 if name not in file:
                     file.create_dataset(name, (len(ids), *values.shape[1:]), values.dtype)

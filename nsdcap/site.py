@@ -37,7 +37,8 @@ LAUNCHERS = (
 class Resources:
     """What a task of a stage asks for. Empty text: the cluster's default, nothing is asked.
 
-    ``gpus`` is how many GPUs a task sees; ``gres``, where it is given, is what is asked in place of a plain
+    ``gpus`` is how many GPUs a task sees, and in a stage whose pictures are shared out how many processes
+    it has; ``gres``, where it is given, is what is asked in place of a plain
     number. ``parallel`` tasks of an array run at a time, 0: as many as there is room for. ``extra`` holds
     further options of sbatch by their long names; true is an option without a value.
     """
@@ -195,7 +196,8 @@ def resources(
 
     ``costs`` are those of the cells of one array, at least one; the largest counts. The formula: memory with
     a margin of 1.5, at least 4 GB; time with a margin of 3, 30 minutes to 48 hours, or as long as the longest
-    cell; the cores and the GPU that the cost is for. Fewer cores than those make the time longer.
+    cell; the cores and the GPU that the cost is for. Where pictures are shared out over the GPUs, so many
+    times the memory and the cores, and so much less time. Fewer cores than those make the time longer.
     For each time that they failed for want of ``memory`` or of ``time`` that is doubled, also where the site
     fixes it. ``gpus`` or ``gres`` of one table replaces both of the table below; a
     ``gres`` of ``defaults`` is for stages with GPUs.
@@ -210,6 +212,7 @@ def resources(
         ),
     }
     extra: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for table in (site.defaults, site.stages.get(stage, {})):
         own = dict(table)
         if own.get("gres") and table is site.defaults and not found["gpus"]:
@@ -219,10 +222,14 @@ def resources(
         elif own.get("gres"):
             own["gpus"] = gpus_of(own["gres"])
         extra |= own.pop("extra", {})
-        found |= own
+        given |= own
+    found |= given
+    processes = max(1, found["gpus"]) if STAGES[stage].shared_out else 1
+    for name in {"cpus", "memory_gb"} - given.keys():
+        found[name] *= processes
     if "time_minutes" not in found:
         slower = 1.0 if longest.gpu else max(1.0, longest.cores / found["cpus"])
-        minutes = longest.seconds * slower / 60
+        minutes = longest.seconds * slower / 60 / processes
         most = max(MOST_MINUTES, minutes)
         found["time_minutes"] = math.ceil(min(max(LEAST_MINUTES, TIME_MARGIN * minutes), most))
     found["memory_gb"] *= 2**memory

@@ -31,7 +31,8 @@ class Stage:
     ``function`` is "module:name", imported when a cell runs, called as
     ``function(cell, config, nsd, out, target)``. ``settings`` are the parts of the configuration
     that its result depends on, ``weights`` the models and ``nsd`` the kinds of NSD files it reads.
-    ``inputs`` are the same for all layers of a subject: it is called without one.
+    ``inputs`` are the same for all layers of a subject: it is called without one. ``shared_out``: its
+    pictures may be divided among processes, see ``shards``.
     """
 
     function: str
@@ -40,6 +41,7 @@ class Stage:
     settings: tuple[str, ...]
     nsd: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+    shared_out: bool = False
 
 
 def _per_subject(stage: str) -> Callable[[Config], list[Cell]]:
@@ -94,6 +96,7 @@ STAGES: dict[str, Stage] = {
                   "reconstruct.posterior", "seed"),
         nsd=("design", "stimuli", "captions"),
         weights=("blip", "diffusion"),
+        shared_out=True,
     ),
     "decode": Stage(
         "nsdcap.decode:run",
@@ -109,6 +112,7 @@ STAGES: dict[str, Stage] = {
         settings=(*_PICTURES, *_DECODED, "models.clip", "caption"),
         nsd=("stimuli", "captions"),
         weights=("blip", "clip"),
+        shared_out=True,
     ),
     "reconstruct": Stage(
         "nsdcap.reconstruct:run",
@@ -117,6 +121,7 @@ STAGES: dict[str, Stage] = {
         settings=(*_DECODED, "models.diffusion", "models.clip", "reconstruct", "seed"),
         nsd=("stimuli",),
         weights=("diffusion", "clip"),
+        shared_out=True,
     ),
     "kernel": Stage(
         "nsdcap.kernel:run",

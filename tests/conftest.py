@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from images import built_image, pulled_image, registry, tiny_image  # noqa: F401, fixtures
 from miniature_runs import launch_miniature
+from small_runs import one_thread, small_run  # noqa: F401, fixtures
 
 from nsdcap.miniature.tree import write_tree
 

@@ -12,19 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from threadpoolctl import threadpool_limits
+from small_runs import times, without
 
-from nsdcap import launch, miniature, parts
+from nsdcap import launch, parts
 from nsdcap.paths import Cell, artefact, parts_folder, sidecar
 
 CELL = Cell("decode", 1)
-SMALL = (
-    "data.sessions=2", "models.picture_size=32", "models.batch=16", "caption.beams=1",
-    "caption.max_length=8", "roi.z_v=['ventral']", "roi.c=['ventral']",
-    "ridge.alphas=[0.01, 1, 100]", "reconstruct.coarse_size=40", "reconstruct.size=40",
-    "reconstruct.samples=1", "reconstruct.steps=2", "reconstruct.batch=10", "ridge.folds=3",
-    "ridge.block=256", "encode.nulls=50", "encode.bootstraps=50",
-)  # fmt: skip
 
 
 # --- a part ---------------------------------------------------------------------------------------
@@ -120,41 +113,6 @@ def test_a_signal_that_raises_anywhere_leaves_a_whole_part_or_none(tmp_path):
 # --- every stage ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def one_thread():
-    """Here and in the processes that are started: the products are small, and cores may be taken."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            patch.setenv(name, "1")
-        yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def run(tiny_tree, tmp_path_factory, one_thread):
-    """A run that nothing disturbed: its folder and what it was started with, but for the stage."""
-    out = tmp_path_factory.mktemp("undisturbed") / "out"
-    arguments = ["--nsd-root", str(tiny_tree), "--subjects", "1", "--layers", "3"]
-    for setting in (*miniature.places(tiny_tree), *SMALL):
-        if not setting.startswith("data.nsd_root"):
-            arguments += ["--set", setting]
-    for stage in ("prepare", "features", "decode", "caption", "reconstruct", "kernel", "encode"):
-        assert launch.main([*arguments, "--stage", stage, "--out", str(out)]) == 0
-    return arguments, out
-
-
-def without(cell: Cell, out: Path, to: Path) -> Path:
-    """A copy of a run in which one cell is not done."""
-    shutil.copytree(out, to, copy_function=os.link)
-    artefact(to, cell).unlink()
-    sidecar(to, cell).unlink()
-    return to
-
-
 def kill_after(name: str, cell: Cell, arguments: list[str], out: Path) -> None:
     """Run a stage in a process that is killed as soon as the part ``name`` is there."""
     command = [sys.executable, "-m", "nsdcap.launch", *arguments]
@@ -170,10 +128,6 @@ def kill_after(name: str, cell: Cell, arguments: list[str], out: Path) -> None:
     assert not sidecar(out, cell).exists()
 
 
-def times(cell: Cell, out: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in parts_folder(out, cell).glob("*.part")}
-
-
 STAGES = [
     (Cell("prepare", 1), "session_1", ()),
     (Cell("features"), "16-32", ()),
@@ -187,11 +141,12 @@ STAGES = [
 ]
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(
     ("cell", "part", "settings"), STAGES, ids=[f"{cell} {part}" for cell, part, _ in STAGES]
 )
-def test_a_killed_cell_goes_on(run, tmp_path, monkeypatch, capsys, cell, part, settings):
-    arguments, done = run
+def test_a_killed_cell_goes_on(small_run, tmp_path, monkeypatch, capsys, cell, part, settings):
+    arguments, done = small_run
     out = without(cell, done, tmp_path / "out")
     again = [*arguments, "--stage", cell.stage, "--out", str(out)]
     for setting in settings:
@@ -219,8 +174,9 @@ def test_a_killed_cell_goes_on(run, tmp_path, monkeypatch, capsys, cell, part, s
         assert "z_v: errors in the" not in said
 
 
-def test_a_new_setting_or_force_begins_anew(run, tmp_path, capsys):
-    arguments, done = run
+@pytest.mark.usefixtures("one_thread")
+def test_a_new_setting_or_force_begins_anew(small_run, tmp_path, capsys):
+    arguments, done = small_run
     cell = Cell("encode", 1)
     out = without(cell, done, tmp_path / "killed")
     kill_after("z_v", cell, [*arguments, "--stage", "encode", "--out", str(out)], out)
@@ -235,9 +191,9 @@ def test_a_new_setting_or_force_begins_anew(run, tmp_path, capsys):
         assert same == (extra == ["--force"])
 
 
-def test_parts_of_a_cell_that_is_done_are_removed(run, tmp_path, capsys):
+def test_parts_of_a_cell_that_is_done_are_removed(small_run, tmp_path, capsys):
     """They stay where a process is killed between the sidecar and their removal."""
-    arguments, done = run
+    arguments, done = small_run
     cell, out = Cell("kernel", 1), tmp_path / "out"
     shutil.copytree(done, out, copy_function=os.link)
     parts.keep(out, cell, "whole", {"x": 1})

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 
+from processes import gone, workers
 from runs import away, call, closed, frozen, until
 
 from nsdcap.paths import Cell
@@ -66,6 +67,28 @@ def test_a_time_limit_checkpoints_and_requeues(begin, idle_cluster):
     assert "this job is timed-out" in run.log(DECODE[0])
     assert "goes on after" in run.log(DECODE[0])
     assert len(run.arrays()) == 1
+    run.check()
+
+
+def test_a_task_of_two_gpus_shares_out_its_pictures_and_goes_on(begin, idle_cluster):
+    """After the signal that SLURM sends before a time limit to all of a task's processes."""
+    cell = Cell("reconstruct", 1)
+    run = begin(cell)
+    run.site(stages={"reconstruct": {"gpus": 2}})
+    run.launch()
+    pid = run.python(cell, parts=2, timeout=120)
+    both = workers(pid)
+    assert len(both) == 2
+    with frozen(pid, *both, firmly=False):
+        idle_cluster.command("scancel", "--signal=USR2", run.job(cell))
+    until(lambda: restarts(run, cell) == 1, 60)
+    until(lambda: all(map(gone, both)), 30)
+    run.settle()
+    assert "Requeued job" in run.log(cell)
+    assert "goes on after" in run.log(cell)
+    told = run.log(cell, "err")
+    assert {f"process {number} of 2" in told for number in (1, 2)} == {True}
+    assert "Traceback" not in told
     run.check()
 
 

@@ -1,0 +1,143 @@
+"""Pictures shared out over two processes (gloo, on the CPU): the same bytes as by one, also after kills."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import gone, workers
+from small_runs import times, without
+
+from nsdcap import launch, shards
+from nsdcap.parts import keep
+from nsdcap.paths import Cell, artefact, parts_folder, sidecar, write_json
+
+FEATURES = Cell("features")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def started(arguments: list[str], cell: Cell, out: Path) -> subprocess.Popen:
+    """A cell by two processes, as the README has it; it is a group of its own."""
+    words = [*arguments, "--stage", cell.stage, "--out", str(out), "--processes", "2"]
+    with (out / "said.txt").open("wb") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "nsdcap.launch", *words], stdout=said, stderr=said
+        )
+
+
+def until(condition, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    "cell", [FEATURES, Cell("features", 1), Cell("caption", 1), Cell("reconstruct", 1)], ids=str
+)
+def test_two_processes_give_the_bytes_of_one(small_run, tmp_path, cell):
+    arguments, done = small_run
+    out = without(cell, done, tmp_path / "out")
+    process = started(arguments, cell, out)
+    assert process.wait(300) == 0, (out / "said.txt").read_text()
+    assert artefact(out, cell).read_bytes() == artefact(done, cell).read_bytes()
+    told = (out / "said.txt").read_text()
+    assert {f"process {number} of 2" in told for number in (1, 2)} == {True}
+    assert not parts_folder(out, cell).exists()
+
+
+def test_a_process_that_is_killed_ends_the_others_and_nothing_is_done_again(small_run, tmp_path):
+    arguments, done = small_run
+    out = without(FEATURES, done, tmp_path / "out")
+    process = started(arguments, FEATURES, out)
+    until(lambda: len(times(FEATURES, out)) >= 2)
+    both = workers(process.pid)
+    assert len(both) == 2
+    os.kill(both[1], signal.SIGKILL)
+    assert process.wait(60) == 1
+    told = (out / "said.txt").read_text()
+    assert "FAILED" in told
+    assert re.search(r"process \d of 2 was ended: .*SIGKILL", told)
+    assert all(map(gone, both))
+    kept = times(FEATURES, out)
+    assert len(kept) >= 2
+    # the rest by one process, which says after how many parts
+    words = [*arguments, "--stage", "features", "--out", str(out)]
+    done_by_one = subprocess.run(
+        [sys.executable, "-m", "nsdcap.launch", *words], capture_output=True, text=True
+    )
+    assert f"{FEATURES}: goes on after {len(kept)} finished parts" in done_by_one.stdout
+    assert artefact(out, FEATURES).read_bytes() == artefact(done, FEATURES).read_bytes()
+
+
+def test_who_kills_the_cell_kills_its_processes_and_two_go_on(small_run, tmp_path):
+    arguments, done = small_run
+    out = without(FEATURES, done, tmp_path / "out")
+    process = started(arguments, FEATURES, out)
+    until(lambda: len(times(FEATURES, out)) >= 1)
+    both = workers(process.pid)
+    process.kill()
+    process.wait()
+    until(lambda: all(map(gone, both)), 20)
+    kept = times(FEATURES, out)
+    again = started(arguments, FEATURES, out)
+    seen: dict[str, int] = {}
+    while again.poll() is None:
+        seen |= {name: when for name, when in times(FEATURES, out).items() if name in kept}
+        time.sleep(0.01)
+    assert again.returncode == 0, (out / "said.txt").read_text()
+    assert seen == kept  # none was written again
+    assert artefact(out, FEATURES).read_bytes() == artefact(done, FEATURES).read_bytes()
+
+
+def test_what_is_wrong_is_told_once_as_by_one_process(small_run, tmp_path, capsys):
+    """Both processes find that out; theirs is the message of the one that began them."""
+    arguments, done = small_run
+    out = without(FEATURES, done, tmp_path / "out")
+    # a folder of models that holds none
+    wrong = [*arguments, "--set", f"models.blip={str(tmp_path)!r}", "--stage", "features"]
+    said = []
+    for extra in (["--processes", "2"], []):
+        code = launch.main([*wrong, "--out", str(out), *extra])
+        said.append((code, re.sub(r"see \S+", "", capsys.readouterr().err)))
+    assert said[0] == said[1]
+    assert said[0][0] == 65
+    assert "no BLIP captioner could be read there" in said[0][1]
+    assert not sidecar(out, FEATURES).exists()
+
+
+def test_gaps_and_doubles_are_refused(tmp_path):
+    def tell(*done: list[str], missing: tuple[str, ...] = ("a", "b", "c")) -> None:
+        for number, mine in enumerate(done):
+            file = parts_folder(tmp_path, FEATURES) / f"process{number}.json"
+            write_json(file, {"missing": list(missing), "mine": mine})
+
+    for name in ("a", "b", "c"):
+        keep(tmp_path, FEATURES, name, {"x": 1})
+    tell(["a", "c"], ["b"])
+    shards._check(tmp_path, FEATURES, 2)
+    tell(["a", "b"], ["b", "c"])
+    with pytest.raises(RuntimeError, match="1 were done twice"):
+        shards._check(tmp_path, FEATURES, 2)
+    tell(["a"], ["b"])
+    with pytest.raises(RuntimeError):
+        shards._check(tmp_path, FEATURES, 2)
+    tell(["a", "c"], ["b", "d"], missing=("a", "b", "c", "d"))
+    with pytest.raises(RuntimeError, match="of 4 parts 1 are missing"):
+        shards._check(tmp_path, FEATURES, 2)
+
+
+def test_processes_are_refused_where_they_make_no_sense(tmp_path, capsys):
+    for words, said in (
+        (["--processes", "0"], "--processes: found 0, expected at least 1"),
+        (["--processes", "2", "--executor", "slurm"], "set gpus of its stage in the site file"),
+    ):
+        assert launch.main(["--out", str(tmp_path / "out"), *words]) == 2
+        assert said in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
