@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from nsdcap import __version__, config, parts
+from nsdcap import __version__, config, parts, weights
 from nsdcap.config import Config
 from nsdcap.errors import DataError, NsdcapError
 from nsdcap.paths import (
@@ -166,15 +166,19 @@ class Ledger:
                 f"{cell} needs {len(gaps)} cells that are not done: {names}; run their stages first, or "
                 "--stage all"
             )
-        module, name = STAGES[cell.stage].function.split(":")
+        stage = STAGES[cell.stage]
+        module, name = stage.function.split(":")
         start = time.time()
         beside, note = sidecar(self.out, cell), failure(self.out, cell)
         try:
+            for model in stage.weights:
+                weights.verify(f"models.{model}", getattr(self.settings.models, model))
+            settings = weights.pinned(self.settings, stage.weights)
             function = getattr(importlib.import_module(module), name)
             if before := parts.begin(self.out, cell, self.depends(cell)["signature"], force):
                 print(f"{cell}: goes on after {before} finished parts", flush=True)
             with atomic(artefact(self.out, cell)) as target:
-                function(cell, self.settings, self.nsd, self.out, target)
+                function(cell, settings, self.nsd, self.out, target)
         except Exception:
             note.parent.mkdir(parents=True, exist_ok=True)
             signature = self.depends(cell)["signature"]
@@ -231,11 +235,19 @@ class Ledger:
         return found
 
     def _weights(self, model: str) -> dict[str, str]:
-        folder = Path(getattr(self.settings.models, model))
-        if not folder.is_dir():
-            return {}
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        return {f"{model}/{path.relative_to(folder)}": _stamp(path) for path in paths}
+        where = getattr(self.settings.models, model)
+        if not weights.is_path(where):
+            found = weights.snapshot(where)
+            return {f"{model} snapshot": found.name} if found else {}
+        path = Path(where)
+        if path.is_file():
+            return {f"{model}/{path.name}": _stamp(path)}
+        files = ((file, file.relative_to(path)) for file in sorted(path.rglob("*")))
+        return {
+            f"{model}/{name}": _stamp(file)
+            for file, name in files
+            if file.is_file() and not any(part.startswith(".") for part in name.parts)
+        }
 
     def _sessions(self, subject: int | None) -> list[int]:
         return self._once(

@@ -182,6 +182,7 @@ def blip_config(where: str) -> dict[str, Any]:
         except (OSError, HFValidationError) as error:
             raise DataError(
                 f"models.blip = {where!r}: neither a folder with config.json nor a hub id that can be "
-                "reached; download the weights or give their folder"
+                f"reached; fetch the weights on a machine with a network, python hpc/prefetch.py, and give "
+                "their folder"
             ) from error
     return dict(json.loads(file.read_text()))
