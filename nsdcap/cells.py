@@ -171,8 +171,8 @@ class Ledger:
         start = time.time()
         beside, note = sidecar(self.out, cell), failure(self.out, cell)
         try:
-            for model in stage.weights:
-                weights.verify(f"models.{model}", getattr(self.settings.models, model))
+            for model, where in weights.used(self.settings, stage.weights).items():
+                weights.verify(f"models.{model}", where)
             settings = weights.pinned(self.settings, stage.weights)
             function = getattr(importlib.import_module(module), name)
             if before := parts.begin(self.out, cell, self.depends(cell)["signature"], force):

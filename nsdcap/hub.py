@@ -53,7 +53,7 @@ def _plain(base: str, ending: str) -> bool:
     return base.endswith(ending) and stem in STEMS and parted
 
 
-def to_cache(setting: str, repo: str) -> None:
+def to_cache(setting: str, repo: str, tokenizer_only: bool = False) -> None:
     """Fetch a hub id's needed files to Hugging Face's cache, where they are not there yet.
 
     Raises
@@ -66,7 +66,7 @@ def to_cache(setting: str, repo: str) -> None:
     print(f"{setting}: {repo} is fetched to the cache", flush=True)
     try:
         info = HfApi().model_info(repo)
-        names = needed(file.rfilename for file in info.siblings or ())
+        names = needed([file.rfilename for file in info.siblings or ()], tokenizer_only)
         snapshot_download(repo, allow_patterns=names)
     except Exception as error:
         raise DataError(f"{setting} = {repo!r}: {reason(error, repo)}") from error

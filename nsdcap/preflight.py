@@ -40,9 +40,10 @@ def preflight(
         for session in sessions_of(settings, nsd, subject):
             nsd.betas_file(subject, session)
     stages = {cell.stage for cell in cells}
-    needed = {model for stage in stages for model in STAGES[stage].weights}
-    for model in [name for name in MODEL_NAMES if name in needed]:
-        _check_weights(model, getattr(settings.models, model), site, dry)
+    loaded = {model for stage in stages for model in STAGES[stage].weights}
+    names = [name for name in MODEL_NAMES if name in loaded]
+    for model, where in weights.used(settings, names).items():
+        _check_weights(model, where, site, dry)
 
 
 def _check_weights(model: str, where: str, site: Site | None, dry: bool) -> None:
@@ -68,7 +69,7 @@ def _check_weights(model: str, where: str, site: Site | None, dry: bool) -> None
     else:
         from nsdcap.hub import to_cache
 
-        to_cache(f"models.{model}", where)
+        to_cache(f"models.{model}", where, tokenizer_only=model.endswith("tokenizer"))
 
 
 def check_path(out: Path) -> None:

@@ -19,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nsdcap import weights
 from nsdcap.config import Config
 from nsdcap.errors import DataError
 from nsdcap.paths import Cell
@@ -172,7 +173,9 @@ def blip_config(where: str) -> dict[str, Any]:
         raise DataError(
             "models.blip is empty: give a Hugging Face folder or a hub id of a BLIP captioner"
         )
-    file = Path(where) / "config.json"
+    # of the cache first: the library would ask the hub, and make what it has by now the cache's
+    folder = Path(where) if weights.is_path(where) else weights.snapshot(where)
+    file = (folder or Path(where)) / "config.json"
     if not file.is_file():
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HFValidationError

@@ -66,14 +66,18 @@ def write_lock(root: Path, entries: dict[str, Entry]) -> None:
     write_json(root / LOCK, {"format": 1, "files": rows})
 
 
+def used(settings: Config, models: Iterable[str]) -> dict[str, str]:
+    """What ``models`` (of a row of the stages' table) are read from, by the names of their settings."""
+    return {name: getattr(settings.models, name) for name in models}
+
+
 def pinned(settings: Config, models: Iterable[str]) -> Config:
     """The settings with those of ``models`` that are hub ids in the cache as its snapshot's folders.
 
     So what is loaded is the commit that the results' signatures name, whatever the hub has by then.
     """
     found: dict[str, Any] = {}
-    for name in models:
-        where = getattr(settings.models, name)
+    for name, where in used(settings, models).items():
         folder = None if is_path(where) else snapshot(where)
         if folder is not None and not lacks(name, folder):
             found[name] = str(folder)

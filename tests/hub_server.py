@@ -63,10 +63,9 @@ class Hub:
         }
 
     def got(self, start: int = 0) -> list[str]:
-        """Files that were fetched, by the last part of their path."""
-        return [
-            line.split()[1].rpartition("/")[2] for line in self.asked[start:] if line[:3] == "GET"
-        ]
+        """Files that were fetched since request ``start``, by their names."""
+        paths = (line.split()[1] for line in self.asked[start:] if line.startswith("GET"))
+        return [path.rpartition("/")[2] for path in paths if not path.startswith("/api/")]
 
 
 def commit_of(text: str) -> str:
@@ -113,7 +112,7 @@ def answer(request: BaseHTTPRequestHandler, hub: Hub, path: str) -> None:
             return refuse(request, 404)
         return send(request, hub, file, {"ETag": f'"{digest(file)}"'})
     if path.startswith("/large/"):
-        return send(request, hub, hub.large[path.rpartition("/")[2]], {})
+        return send(request, hub, hub.large[path.split("/")[2]], {})
     api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", path)
     if api:
         repo, commit = find(hub, api[1], api[3] or "main")
@@ -148,7 +147,7 @@ def answer(request: BaseHTTPRequestHandler, hub: Hub, path: str) -> None:
     headers |= {"X-Linked-Etag": f'"{key}"', "X-Linked-Size": str(file.stat().st_size)}
     # another host, as the hub's is
     headers |= {
-        "Location": f"http://localhost:{hub.port}/large/{file.name}/{key}",
+        "Location": f"http://localhost:{hub.port}/large/{key}/{file.name}",
         "Content-Length": "0",
     }
     request.send_response(302)
