@@ -236,6 +236,8 @@ class Ledger:
 
     def _weights(self, model: str) -> dict[str, str]:
         where = getattr(self.settings.models, model)
+        if not where:
+            return {}
         if not weights.is_path(where):
             found = weights.snapshot(where)
             return {f"{model} snapshot": found.name} if found else {}

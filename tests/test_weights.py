@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hub_server import Repo, commit_of, serving
 
-from nsdcap import config, containers, launch, miniature, weights
+from nsdcap import config, containers, launch, miniature, status, weights
 from nsdcap.cells import Ledger
 from nsdcap.errors import DataError
 from nsdcap.paths import Cell, artefact, failure
@@ -240,6 +240,29 @@ def test_tasks_see_the_lock_and_are_off_line(models, tiny_tree, tmp_path, monkey
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     words = containers.command(ledger, replace(site, image=""), threads=1, gpus=0)
     assert "HF_HUB_OFFLINE=0" in words
+
+
+def test_who_asks_of_a_run_looks_into_the_cache_of_its_tasks(arguments, tmp_path, monkeypatch):
+    """A site's cache is not in the environment of whoever runs status later."""
+    home, out, commit = tmp_path / "hf", tmp_path / "out", commit_of("one")
+    place = home / "hub/models--lab--sd"
+    shutil.copytree(miniature.MODELS / "diffusion", place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text(commit)
+    site = tmp_path / "site.toml"
+    site.write_text(f"cache = {str(home)!r}")
+    for name in ("HF_HOME", "HF_HUB_CACHE"):  # set in this process by both, and put back at the end
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    words = [*arguments(diffusion="lab/sd"), "--stage", "prepare", "--executor", "local"]
+    assert launch.main([*words, "--site", str(site)]) == 0
+    for name in ("HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    assert (
+        "diffusion snapshot"
+        not in Ledger(config.load(out / "config.toml"), out).depends(Cell("features"))["files"]
+    )
+    depends = status.open_run(out).depends(Cell("features"))
+    assert depends["files"]["diffusion snapshot"] == commit
 
 
 def test_hub_ids_are_fetched_once_and_their_commit_is_in_the_signature(arguments, tmp_path):
