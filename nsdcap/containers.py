@@ -108,8 +108,8 @@ def _folders(ledger: Ledger) -> list[Path]:
     found += [Path(settings.data.annotations).absolute()] if settings.data.annotations else []
     for name in MODEL_NAMES:
         where = getattr(settings.models, name)
-        folder = weights.root_of(where) or weights.folder_of(where)  # with the lock
-        found += [folder] if folder else []
+        if where and Path(where).exists():
+            found.append(weights.root_of(where) or Path(where).absolute())  # with the lock
     return [
         path
         for number, path in enumerate(found)
