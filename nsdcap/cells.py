@@ -19,6 +19,7 @@ from typing import Any
 from nsdcap import __version__, config, parts
 from nsdcap.config import Config
 from nsdcap.errors import DataError, NsdcapError
+from nsdcap.model_files import local, weights_sha256
 from nsdcap.paths import (
     DONE,
     FAILED,
@@ -181,10 +182,11 @@ class Ledger:
             note.write_text(f"{signature}\n{traceback.format_exc()}")
             raise
         ended = datetime.now(UTC).isoformat(timespec="seconds")
+        weights = weights_sha256(self.settings.models, STAGES[cell.stage].weights)
         write_json(
             beside,
             {"cell": str(cell), "seconds": round(time.time() - start, 1), "ended": ended,
-             "depends": self.depends(cell)},
+             "weights_sha256": weights, "depends": self.depends(cell)},
         )  # fmt: skip
         note.unlink(missing_ok=True)
         parts.forget(self.out, cell)
@@ -231,11 +233,15 @@ class Ledger:
         return found
 
     def _weights(self, model: str) -> dict[str, str]:
-        folder = Path(getattr(self.settings.models, model))
-        if not folder.is_dir():
-            return {}
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        return {f"{model}/{path.relative_to(folder)}": _stamp(path) for path in paths}
+        found = {}
+        for name, where in local(self.settings.models).items():
+            if name not in (model, f"{model}_tokenizer"):
+                continue
+            inside = sorted(path for path in where.rglob("*") if path.is_file())
+            for path in inside if where.is_dir() else [where]:
+                label = path.relative_to(where) if where.is_dir() else path.name
+                found[f"{name}/{label}"] = _stamp(path)
+        return found
 
     def _sessions(self, subject: int | None) -> list[int]:
         return self._once(

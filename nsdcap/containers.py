@@ -10,8 +10,8 @@ import sysconfig
 from pathlib import Path
 
 from nsdcap.cells import Ledger
-from nsdcap.config import MODEL_NAMES
 from nsdcap.errors import DataError, NsdcapError, UsageError
+from nsdcap.model_files import local, sources
 from nsdcap.paths import atomic
 from nsdcap.site import Site
 
@@ -94,9 +94,9 @@ def check_weights(ledger: Ledger, site: Site) -> None:
         A hub id, and no folder of weights.
     """
     cache = site.cache or os.environ.get("HF_HOME", "")
-    for name in MODEL_NAMES:
-        where = getattr(ledger.settings.models, name)
-        if site.image and not cache and not Path(where).is_dir():
+    here = local(ledger.settings.models)
+    for name, where in sources(ledger.settings.models).items():
+        if site.image and not cache and name not in here:
             raise UsageError(
                 f"models.{name} = {where!r} is no folder, and tasks in an image are off-line: give a folder, "
                 "or that of downloaded weights (cache in the site file, or the variable HF_HOME)"
@@ -115,13 +115,11 @@ def visible_gpus() -> list[str]:
 
 
 def _folders(ledger: Ledger) -> list[Path]:
-    """The folders that a run reads and writes, none within another."""
+    """The folders that a run reads and writes, and a checkpoint file, none within another."""
     settings = ledger.settings
     found = [ledger.out, Path(settings.data.nsd_root).absolute()]
     found += [Path(settings.data.annotations).absolute()] if settings.data.annotations else []
-    for name in MODEL_NAMES:
-        folder = Path(getattr(settings.models, name))
-        found += [folder.absolute()] if folder.is_dir() else []
+    found += [path.absolute() for path in local(settings.models).values()]
     return [
         path
         for number, path in enumerate(found)

@@ -6,8 +6,9 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from nsdcap.config import MODEL_NAMES, Config
+from nsdcap.config import Config
 from nsdcap.errors import DataError, UsageError
+from nsdcap.model_files import is_checkpoint, local, sources
 
 
 def preflight(settings: Config) -> None:
@@ -24,13 +25,15 @@ def preflight(settings: Config) -> None:
     for subject in settings.data.subjects:
         for session in sessions_of(settings, nsd, subject):
             nsd.betas_file(subject, session)
-    for model in MODEL_NAMES:
-        where = getattr(settings.models, model)
+    here = local(settings.models)
+    for model, where in sources(settings.models).items():
         if not where:
             raise UsageError(f"models.{model} is empty: give a Hugging Face folder or a hub id")
-        if where.startswith(("/", ".", "~")) and not Path(where).is_dir():
+        path = where.startswith(("/", ".", "~")) or (model == "blip" and is_checkpoint(where))
+        if path and model not in here:
+            what = "file" if model == "blip" and is_checkpoint(where) else "folder"
             raise DataError(
-                f"models.{model} = {where!r}: there is no such folder; mend the setting"
+                f"models.{model} = {where!r}: there is no such {what}; mend the setting"
             )
 
 
