@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -21,25 +22,24 @@ def in_batches(
     RuntimeError
         Not even one row fits.
     """
-    from accelerate.utils import find_executable_batch_size
+    # not its find_executable_batch_size, which collects garbage at every call, here once a batch
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     parts: list[Part] = []
     start, size = 0, batch
-
-    def half() -> int:
-        nonlocal size
-        if size > 1:
-            print(f"{what}: {size} at a time do not fit into memory, going on with {size // 2}")
-        size //= 2
-        return size
-
-    @find_executable_batch_size(starting_batch_size=batch, reduce_batch_size_fn=half)
-    def run(size: int) -> int:
-        nonlocal start
-        while start < total:
-            rows = slice(start, min(start + size, total))
+    while start < total:
+        rows = slice(start, min(start + size, total))
+        try:
             parts.append(compute(rows))
             start = rows.stop
-        return size
-
-    return parts, run()
+            continue
+        except Exception as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if size == 1:
+                raise RuntimeError(f"{what}: not even one fits into memory") from error
+        print(f"{what}: {size} at a time do not fit into memory, going on with {size // 2}")
+        size //= 2
+        gc.collect()
+        clear_device_cache()
+    return parts, size

@@ -19,6 +19,7 @@ from typing import Any
 from nsdcap import __version__, config, parts, weights
 from nsdcap.config import Config
 from nsdcap.errors import DataError, NsdcapError
+from nsdcap.model_files import weights_sha256
 from nsdcap.paths import (
     DONE,
     FAILED,
@@ -185,10 +186,11 @@ class Ledger:
             note.write_text(f"{signature}\n{traceback.format_exc()}")
             raise
         ended = datetime.now(UTC).isoformat(timespec="seconds")
+        hashes = weights_sha256(settings.models, stage.weights)
         write_json(
             beside,
             {"cell": str(cell), "seconds": round(time.time() - start, 1), "ended": ended,
-             "depends": self.depends(cell)},
+             "weights_sha256": hashes, "depends": self.depends(cell)},
         )  # fmt: skip
         note.unlink(missing_ok=True)
         parts.forget(self.out, cell)
@@ -235,21 +237,21 @@ class Ledger:
         return found
 
     def _weights(self, model: str) -> dict[str, str]:
-        where = getattr(self.settings.models, model)
-        if not where:
-            return {}
-        if not weights.is_path(where):
-            found = weights.snapshot(where)
-            return {f"{model} snapshot": found.name} if found else {}
-        path = Path(where)
-        if path.is_file():
-            return {f"{model}/{path.name}": _stamp(path)}
-        files = ((file, file.relative_to(path)) for file in sorted(path.rglob("*")))
-        return {
-            f"{model}/{name}": _stamp(file)
-            for file, name in files
-            if file.is_file() and not any(part.startswith(".") for part in name.parts)
-        }
+        found: dict[str, str] = {}
+        for name, where in weights.used(self.settings, [model]).items():
+            path = Path(where)
+            if where and not weights.is_path(where):
+                snapshot = weights.snapshot(where)
+                found |= {f"{name} snapshot": snapshot.name} if snapshot else {}
+            elif path.is_file():
+                found[f"{name}/{path.name}"] = _stamp(path)
+            elif where:
+                for file in sorted(path.rglob("*")):
+                    inside = file.relative_to(path)
+                    hidden = any(part.startswith(".") for part in inside.parts)
+                    if file.is_file() and not hidden:
+                        found[f"{name}/{inside}"] = _stamp(file)
+        return found
 
     def _sessions(self, subject: int | None) -> list[int]:
         return self._once(

@@ -49,14 +49,19 @@ class Roi:
 
 @dataclass(frozen=True)
 class Models:
-    """Weights: a hub id or a Hugging Face folder each. ``device`` auto takes a GPU where there is one."""
+    """Weights: a hub id or a Hugging Face folder each; of BLIP also a checkpoint of its own code, .pth.
+
+    ``device`` auto takes a GPU where there is one.
+    """
 
     blip: str = ""
+    blip_tokenizer: str = "bert-base-uncased"  # a .pth holds no vocabulary; unused with a folder
     diffusion: str = "CompVis/stable-diffusion-v1-4"
     clip: str = "openai/clip-vit-base-patch32"
     device: str = "auto"
     picture_size: int = 0  # BLIP's; 0: the size in its own configuration
     normalise: bool = True  # BLIP's pixel mean and spread
+    dtype: str = "float32"  # of weights and products: float32, bfloat16 or float16
     batch: int = 32
 
 
@@ -157,6 +162,7 @@ RELEASED: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "released": RELEASED}
 
 CHOICES = {
+    "models.dtype": ("float32", "bfloat16", "float16"),
     "decode.alpha": ("target", "feature"),
     "decode.gain": ("none", "cv"),
     "reconstruct.posterior": ("mean", "sample"),
@@ -343,7 +349,7 @@ def _check(config: Config) -> None:
     least = {
         "data.sessions": 0, "ridge.folds": 2, "ridge.block": 1, "encode.block": 1, "caption.beams": 1,
         "caption.max_length": 1, "reconstruct.samples": 1, "reconstruct.steps": 1,
-        "reconstruct.batch": 1, "models.batch": 1, "reconstruct.size": 8,
+        "reconstruct.batch": 1, "models.batch": 1, "models.picture_size": 0, "reconstruct.size": 8,
         "reconstruct.coarse_size": 8, "encode.nulls": 1, "encode.bootstraps": 1,
     }  # fmt: skip
     for name, low in least.items():

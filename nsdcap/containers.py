@@ -11,8 +11,8 @@ from pathlib import Path
 
 from nsdcap import weights
 from nsdcap.cells import Ledger
-from nsdcap.config import MODEL_NAMES
 from nsdcap.errors import DataError, NsdcapError
+from nsdcap.model_files import local
 from nsdcap.paths import atomic
 from nsdcap.site import Site
 
@@ -102,14 +102,14 @@ def visible_gpus() -> list[str]:
 
 
 def _folders(ledger: Ledger) -> list[Path]:
-    """The folders that a run reads and writes, none within another."""
+    """The folders that a run reads and writes, and a checkpoint file, none within another."""
     settings = ledger.settings
     found = [ledger.out, Path(settings.data.nsd_root).absolute()]
     found += [Path(settings.data.annotations).absolute()] if settings.data.annotations else []
-    for name in MODEL_NAMES:
-        where = getattr(settings.models, name)
-        if where and Path(where).exists():
-            found.append(weights.root_of(where) or Path(where).absolute())  # with the lock
+    found += [
+        weights.root_of(str(path)) or path.absolute()  # with the lock
+        for path in local(settings.models).values()
+    ]
     return [
         path
         for number, path in enumerate(found)

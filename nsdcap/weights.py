@@ -18,6 +18,7 @@ from typing import Any
 
 from nsdcap.config import Config
 from nsdcap.errors import DataError
+from nsdcap.model_files import sources
 from nsdcap.paths import write_json
 
 LOCK = "weights.lock.json"
@@ -68,7 +69,9 @@ def write_lock(root: Path, entries: dict[str, Entry]) -> None:
 
 def used(settings: Config, models: Iterable[str]) -> dict[str, str]:
     """What ``models`` (of a row of the stages' table) are read from, by the names of their settings."""
-    return {name: getattr(settings.models, name) for name in models}
+    models = set(models)
+    found = sources(settings.models).items()
+    return {name: where for name, where in found if name.removesuffix("_tokenizer") in models}
 
 
 def pinned(settings: Config, models: Iterable[str]) -> Config:
@@ -233,7 +236,7 @@ def missing(model: str, where: str) -> str:
             f"--models {Path(where).name}={where}, and give models.{model}=FOLDER/{Path(where).name}"
         )
     path = Path(where).expanduser()
-    if where.endswith(ORIGINALS) or path.is_file():
+    if model == "blip" and (where.endswith(ORIGINALS) or path.is_file()):
         gap = "" if path.is_file() else "there is no such file"
         top = path.parent.parent
     else:
