@@ -233,7 +233,7 @@ def missing(model: str, where: str) -> str:
             f"--models {Path(where).name}={where}, and give models.{model}=FOLDER/{Path(where).name}"
         )
     path = Path(where).expanduser()
-    if where.endswith(ORIGINALS) or path.is_file():
+    if model == "blip" and (where.endswith(ORIGINALS) or path.is_file()):
         gap = "" if path.is_file() else "there is no such file"
         top = path.parent.parent
     else:
