@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,12 @@ def test_killed_halfway_it_goes_on(hub, prefetch, tmp_path, what):
         command(tmp_path / "models", *words), env=env, stderr=subprocess.DEVNULL
     )
     assert hub.stalled.wait(60)
+    end = time.monotonic() + 60
+    while what == "url" and not any(
+        p.stat().st_size for p in tmp_path.glob("models/base/.base.pth*")
+    ):
+        assert time.monotonic() < end
+        time.sleep(0.05)
     running.send_signal(signal.SIGKILL)
     running.wait()
     hub.go_on.set()
