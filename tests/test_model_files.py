@@ -80,7 +80,7 @@ def test_sizes_and_costs_are_those_of_the_checkpoint(settings, tmp_path):
     costs = Costs(Ledger(settings(), tmp_path / "out"))
     assert costs.models.z_v == 17 * 128
     assert costs.of(Cell("features", 1)).memory_bytes > 0
-    with pytest.raises(DataError, match="from 0 .embeddings. to 2"):
+    with pytest.raises(DataError, match=r"from 0 .embeddings. to 2"):
         encode_states(settings("encode.states=[3]"))
 
 
