@@ -158,3 +158,13 @@ def test_of_a_hub_id_those_in_the_cache(tmp_path):
     assert done.stdout.strip() == str(
         {"clip/model.safetensors": sha256(snapshot / "model.safetensors")}
     )
+
+
+def test_a_file_can_be_bound_into_an_image(tiny_image, checkpoint):
+    """Where the image has nothing of that name: not even its folder."""
+    bind = ("--bind", f"{checkpoint[0]}:/models/of/blip/base.pth:ro")
+    done = subprocess.run(
+        tiny_image.argv("sha256sum", "/models/of/blip/base.pth", options=bind),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split()[:1] == [sha256(checkpoint[0])], done.stderr
