@@ -59,9 +59,9 @@ class Models:
     diffusion: str = "CompVis/stable-diffusion-v1-4"
     clip: str = "openai/clip-vit-base-patch32"
     device: str = "auto"
+    dtype: str = "float32"  # bfloat16 or float16 on GPUs: half the memory
     picture_size: int = 0  # BLIP's; 0: the size in its own configuration
     normalise: bool = True  # BLIP's pixel mean and spread
-    dtype: str = "float32"  # of weights and products: float32, bfloat16 or float16
     batch: int = 32
 
 
