@@ -102,3 +102,14 @@ def pretraining(model: BlipForConditionalGeneration) -> dict[str, torch.Tensor]:
         len(captioner["text_decoder.cls.predictions.bias"]) - 2
     )
     return found
+
+
+def interpolated(positions: torch.Tensor, side: int) -> torch.Tensor:
+    """Positions (1, 1 + n, width) for side x side patches, as salesforce/BLIP's vit.py describes."""
+    first, rest = positions[:, :1], positions[:, 1:]
+    old = int(rest.shape[1] ** 0.5)
+    grid = rest.reshape(-1, old, old, rest.shape[-1]).permute(0, 3, 1, 2)
+    grid = torch.nn.functional.interpolate(
+        grid, size=(side, side), mode="bicubic", align_corners=False
+    )
+    return torch.cat([first, grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_blip import interpolated
 
 from nsdcap import miniature
 from nsdcap.blip import Blip
@@ -97,17 +98,6 @@ def test_batch_of_one_equals_batch_of_many(blip, pictures, z_v):
     np.testing.assert_allclose(alone.features(pictures), z_v, atol=1e-5)
     assert alone.captions(z_v) == texts
     np.testing.assert_allclose(alone.text_states(z_v, texts), together, atol=1e-5)
-
-
-def interpolated(positions: torch.Tensor, side: int) -> torch.Tensor:
-    """Positions (1, 1 + n, width) for side x side patches, as salesforce/BLIP's vit.py describes."""
-    first, rest = positions[:, :1], positions[:, 1:]
-    old = int(rest.shape[1] ** 0.5)
-    grid = rest.reshape(-1, old, old, rest.shape[-1]).permute(0, 3, 1, 2)
-    grid = torch.nn.functional.interpolate(
-        grid, size=(side, side), mode="bicubic", align_corners=False
-    )
-    return torch.cat([first, grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)
 
 
 @pytest.mark.parametrize("size", [64, 80, 40])

@@ -1,6 +1,7 @@
 """BLIP's own checkpoints: the same numbers as the Hugging Face model they were made from, or one error."""
 
 import collections
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from small_blip import originals_names, pretraining, random_blip, write_vocabulary
+from small_blip import interpolated, originals_names, pretraining, random_blip, write_vocabulary
 
 from nsdcap.blip import Blip
 from nsdcap.config import Caption, Models
@@ -90,6 +91,24 @@ def test_the_true_sizes(settings):
             "vocab_size": 30524, "layer_norm_eps": 1e-12,
         },
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "tokens"), [(224, 197), (240, 226), (384, 577)])
+def test_the_sizes_of_pictures_in_use(settings, size, tokens):
+    """From 224 pixels, with the true patch of 16."""
+    model = random_blip(patch=16, size=224)
+    models = settings({"model": originals_names(model)})
+    blip = Blip(dataclasses.replace(models, picture_size=size), WRITE)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 425, 425, 3), np.uint8)
+    z_v = blip.features(pictures)
+    assert z_v.shape == (2, tokens, 128)
+    first = model.vision_model.embeddings.position_embedding
+    expected = first if size == 224 else interpolated(first, size // 16)
+    found = blip.model.vision_model.embeddings.position_embedding
+    torch.testing.assert_close(found.data, expected.data, rtol=0, atol=0)
+    pixels = blip.images(list(pictures), return_tensors="pt")["pixel_values"]
+    theirs = model.vision_model(pixels, interpolate_pos_encoding=True).last_hidden_state
+    np.testing.assert_allclose(z_v, theirs, atol=1e-5)
 
 
 NORM, QKV = "visual_encoder.norm.weight", "visual_encoder.blocks.1.attn.qkv.weight"

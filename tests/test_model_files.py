@@ -82,7 +82,7 @@ def test_sizes_and_costs_are_those_of_the_checkpoint(settings, tmp_path):
     costs = Costs(Ledger(settings(), tmp_path / "out"))
     assert costs.models.z_v == 17 * 128
     assert costs.of(Cell("features", 1)).memory_bytes > 0
-    with pytest.raises(DataError, match="from 0 .embeddings. to 2"):
+    with pytest.raises(DataError, match=r"from 0 .embeddings. to 2"):
         encode_states(settings("encode.states=[3]"))
 
 
@@ -161,3 +161,13 @@ def test_of_a_hub_id_those_in_the_cache(tmp_path):
     assert done.stdout.strip() == str(
         {"clip/model.safetensors": sha256(snapshot / "model.safetensors")}
     )
+
+
+def test_a_file_can_be_bound_into_an_image(tiny_image, checkpoint):
+    """Where the image has nothing of that name: not even its folder."""
+    bind = ("--bind", f"{checkpoint[0]}:/models/of/blip/base.pth:ro")
+    done = subprocess.run(
+        tiny_image.argv("sha256sum", "/models/of/blip/base.pth", options=bind),
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split()[:1] == [sha256(checkpoint[0])], done.stderr
