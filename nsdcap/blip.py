@@ -2,61 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
 import numpy as np
 import torch
 
+from nsdcap import blip_original
+from nsdcap.batches import in_batches
 from nsdcap.config import PHASES, Caption, Models
 from nsdcap.devices import choose_device, quiet
-from nsdcap.errors import DataError
+from nsdcap.errors import DataError, UsageError
+from nsdcap.model_files import is_checkpoint
+
+HARMLESS = ".position_ids"  # 0, 1, 2, ...: kept among the weights by older versions of transformers
+
+Part = TypeVar("Part")
 
 
 class Blip:
-    """A pre-trained captioner, in float32, without gradients.
+    """A pre-trained captioner, without gradients.
+
+    A batch that does not fit into memory is halved; ``batch`` keeps the one that did.
 
     Parameters
     ----------
     models : Models
-        ``blip`` is a hub id or a local Hugging Face folder; ``picture_size`` in pixels (0: the
-        configuration's own), other sizes interpolate the position embeddings as BLIP does.
+        ``blip`` is a hub id, a local Hugging Face folder or a checkpoint file of BLIP's own code (see
+        ``blip_original``); ``picture_size`` in pixels (0: the configuration's own), other sizes
+        interpolate the position embeddings as BLIP does; ``dtype`` that of weights and products.
     caption : Caption
         How captions are written.
 
     Raises
     ------
     DataError
-        The folder or hub id holds no BLIP captioner, or its weights do not fit its configuration.
+        The folder, hub id or file holds no BLIP captioner, or tensors that are missing, of another shape
+        or none of a captioner's.
+    UsageError
+        A picture size that is no multiple of the ViT's patch; a device that is not there.
     """
 
     def __init__(self, models: Models, caption: Caption):
         quiet()
-        from transformers import (
-            AutoTokenizer,
-            BlipForConditionalGeneration,
-            BlipImageProcessorPil,
-        )
+        if is_checkpoint(models.blip):
+            from transformers import BlipImageProcessorPil
 
-        where = models.blip
-        try:
-            self.model, report = BlipForConditionalGeneration.from_pretrained(
-                where, dtype=torch.float32, output_loading_info=True
+            self.model, self.tokenizer = blip_original.load(
+                Path(models.blip), models.blip_tokenizer
             )
-            self.tokenizer = AutoTokenizer.from_pretrained(where)
-            # PIL whatever else is installed: another resize gives other features
-            images = BlipImageProcessorPil.from_pretrained(where)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise DataError(
-                f"models.blip = {where!r}: no BLIP captioner could be read there ({_first(error)}); "
-                "give a Hugging Face folder or a hub id"
-            ) from error
-        wrong = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        if wrong:
-            raise DataError(
-                f"models.blip = {where!r}: {len(wrong)} tensors are missing or of another shape, "
-                f"among them {', '.join(wrong[:5])}; expected the weights of a BLIP captioner"
-            )
-        self.device = choose_device(models.device)
-        self.model.eval().requires_grad_(False).to(self.device)
-        self.size = models.picture_size or self.model.config.vision_config.image_size
+            images = (
+                BlipImageProcessorPil()
+            )  # its defaults are BLIP's: bicubic, CLIP's mean and spread
+        else:
+            self.model, self.tokenizer, images = _from_folder(models.blip)
+        self.size = self._set_picture_size(models.picture_size)
+        self.device, self.dtype = choose_device(models.device), getattr(torch, models.dtype)
+        self.model.eval().requires_grad_(False).to(self.device, self.dtype)
         images.size = {"height": self.size, "width": self.size}
         images.do_normalize = models.normalise
         self.images, self.batch, self.caption = images, models.batch, caption
@@ -78,14 +81,13 @@ class Blip:
 
         pictures (n, height, width, 3) uint8; returns (n, tokens, width) float32, token 0 is CLS.
         """
-        parts = []
-        for start in range(0, len(pictures), self.batch):
-            pixels = self.images(list(pictures[start : start + self.batch]), return_tensors="pt")
-            output = self.model.vision_model(
-                pixels["pixel_values"].to(self.device), interpolate_pos_encoding=True
-            )
-            parts.append(output.last_hidden_state.cpu().numpy())
-        return np.concatenate(parts)
+
+        def see(rows: slice) -> np.ndarray:
+            pixels = self.images(list(pictures[rows]), return_tensors="pt")["pixel_values"]
+            output = self.model.vision_model(pixels.to(self.device, self.dtype))
+            return output.last_hidden_state.float().cpu().numpy()
+
+        return np.concatenate(self._in_batches(see, len(pictures)))
 
     @torch.inference_mode()
     def captions(self, z_v: np.ndarray) -> list[str]:
@@ -93,9 +95,9 @@ class Blip:
 
         The same words as ``BlipForConditionalGeneration.generate`` gives for the picture itself.
         """
-        texts: list[str] = []
-        for start in range(0, len(z_v), self.batch):
-            z = torch.as_tensor(z_v[start : start + self.batch], device=self.device)
+
+        def write(rows: slice) -> list[str]:
+            z = torch.as_tensor(z_v[rows]).to(self.device, self.dtype)
             prompt = torch.tensor([self.prompt] * len(z), device=self.device)
             written = self.model.text_decoder.generate(
                 input_ids=prompt,
@@ -112,10 +114,11 @@ class Blip:
                 repetition_penalty=self.caption.repetition_penalty,
                 do_sample=False,
             )
-            rows = written[:, len(self.prompt) :]
-            decoded = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-            texts += [" ".join(text.split()) for text in decoded]
-        return texts
+            new = written[:, len(self.prompt) :]
+            decoded = self.tokenizer.batch_decode(new, skip_special_tokens=True)
+            return [" ".join(text.split()) for text in decoded]
+
+        return [text for part in self._in_batches(write, len(z_v)) for text in part]
 
     @torch.inference_mode()
     def text_states(self, z_v: np.ndarray, captions: list[str]) -> np.ndarray:
@@ -130,21 +133,20 @@ class Blip:
         DataError
             A caption of fewer than three tokens, which has no early, mid and late.
         """
-        parts = []
-        for start in range(0, len(z_v), self.batch):
-            z = torch.as_tensor(z_v[start : start + self.batch], device=self.device)
-            texts = captions[start : start + self.batch]
-            rows = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-            short = [text for text, row in zip(texts, rows, strict=True) if len(row) < len(PHASES)]
+
+        def read(rows: slice) -> np.ndarray:
+            z, texts = torch.as_tensor(z_v[rows]).to(self.device, self.dtype), captions[rows]
+            words = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+            short = [text for text, row in zip(texts, words, strict=True) if len(row) < len(PHASES)]
             if short:
                 raise DataError(
                     f"caption {short[0]!r} has fewer than {len(PHASES)} tokens, so it has no early, mid "
                     "and late part; raise caption.min_length"
                 )
-            longest = max(map(len, rows))
-            padded = [self.prompt + row + [self.pad] * (longest - len(row)) for row in rows]
+            longest = max(map(len, words))
+            padded = [self.prompt + row + [self.pad] * (longest - len(row)) for row in words]
             real = [
-                [1] * (len(self.prompt) + len(row)) + [0] * (longest - len(row)) for row in rows
+                [1] * (len(self.prompt) + len(row)) + [0] * (longest - len(row)) for row in words
             ]
             output = self.model.text_decoder(
                 input_ids=torch.tensor(padded, device=self.device),
@@ -155,11 +157,37 @@ class Blip:
                 ),
                 output_hidden_states=True,
             )
-            hidden = torch.stack(output.hidden_states, 1)  # (n, states, length, width)
-            weights = torch.stack([self._thirds(len(row), longest) for row in rows])
+            hidden = torch.stack(output.hidden_states, 1).float()  # (n, states, length, width)
+            weights = torch.stack([self._thirds(len(row), longest) for row in words])
             z_b = torch.einsum("npl,nslw->nspw", weights.to(hidden), hidden)
-            parts.append(z_b.float().cpu().numpy())
-        return np.concatenate(parts)
+            return z_b.cpu().numpy()
+
+        return np.concatenate(self._in_batches(read, len(z_v)))
+
+    def _in_batches(self, compute: Callable[[slice], Part], total: int) -> list[Part]:
+        parts, self.batch = in_batches(compute, total, self.batch, "BLIP")
+        return parts
+
+    def _set_picture_size(self, wanted: int) -> int:
+        """Positions for pictures of ``wanted`` pixels, once and in float32; returns the size that holds.
+
+        transformers' bicubic interpolation is BLIP's own.
+        """
+        vision = self.model.config.vision_config
+        if wanted % vision.patch_size:
+            raise UsageError(
+                f"models.picture_size: found {wanted}, expected a multiple of {vision.patch_size}, the "
+                "patch of models.blip's ViT"
+            )
+        if wanted in (0, vision.image_size):
+            return vision.image_size
+        embeddings = self.model.vision_model.embeddings
+        tokens = (wanted // vision.patch_size) ** 2 + 1
+        shape = torch.empty(1, tokens, vision.hidden_size)
+        with torch.no_grad():
+            positions = embeddings.interpolate_pos_encoding(shape, wanted, wanted)
+        embeddings.position_embedding = torch.nn.Parameter(positions)
+        return wanted
 
     def _thirds(self, written: int, longest: int) -> torch.Tensor:
         """Averaging weights (3, prompt + longest) over three equal parts of the written positions.
@@ -172,6 +200,45 @@ class Blip:
         weights = np.clip(overlap, 0, None)
         weights /= weights.sum(1, keepdims=True)
         return torch.from_numpy(np.pad(weights, ((0, 0), (len(self.prompt), 0))))
+
+
+def _from_folder(where: str) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and image processor of a Hugging Face folder or hub id."""
+    from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipImageProcessorPil
+
+    try:
+        model, report = BlipForConditionalGeneration.from_pretrained(
+            where, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokens = model.config.text_config.vocab_size
+        if (
+            len(tokenizer) + 2 < tokens
+        ):  # BLIP adds two; where no vocabulary is found one is made up
+            raise ValueError(f"a tokenizer of {len(tokenizer)} tokens, and the model has {tokens}")
+        # PIL whatever else is installed: another resize gives other features
+        images = BlipImageProcessorPil.from_pretrained(where)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"models.blip = {where!r}: no BLIP captioner could be read there ({_first(error)}); "
+            "give a Hugging Face folder, a hub id or a checkpoint of BLIP's own code (.pth)"
+        ) from error
+    unknown = [key for key in report["unexpected_keys"] if not key.endswith(HARMLESS)]
+    kinds = {
+        "missing": report["missing_keys"],
+        "unknown": unknown,
+        "of another shape": [key for key, *_ in report["mismatched_keys"]],
+    }
+    wrong = [
+        f"{len(found)} tensors {kind}: {', '.join(sorted(found)[:10])}"
+        for kind, found in kinds.items()
+        if found
+    ]
+    if wrong:
+        raise DataError(
+            f"models.blip = {where!r}: {'; '.join(wrong)}; expected the weights of a BLIP captioner"
+        )
+    return model, tokenizer, images
 
 
 def _first(error: Exception) -> str:

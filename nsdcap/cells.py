@@ -16,9 +16,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from nsdcap import __version__, config, parts, shards
+from nsdcap import __version__, config, parts, shards, weights
 from nsdcap.config import Config
 from nsdcap.errors import DataError, NsdcapError, bound
+from nsdcap.model_files import weights_sha256
 from nsdcap.paths import (
     DONE,
     FAILED,
@@ -168,27 +169,32 @@ class Ledger:
                 f"{cell} needs {len(gaps)} cells that are not done: {names}; run their stages first, or "
                 "--stage all"
             )
-        module, name = STAGES[cell.stage].function.split(":")
+        stage = STAGES[cell.stage]
+        module, name = stage.function.split(":")
         start = time.time()
         beside, note = sidecar(self.out, cell), failure(self.out, cell)
         try:
+            for model, where in weights.used(self.settings, stage.weights).items():
+                weights.verify(f"models.{model}", where)
+            settings = weights.pinned(self.settings, stage.weights)
             function = getattr(importlib.import_module(module), name)
             if before := parts.begin(self.out, cell, self.depends(cell)["signature"], force):
                 print(f"{cell}: goes on after {before} finished parts", flush=True)
-            if processes > 1 and STAGES[cell.stage].shared_out:
-                shards.share_out(self, cell, processes)
+            if processes > 1 and stage.shared_out:
+                shards.share_out(settings, self.out, cell, processes)
             with atomic(artefact(self.out, cell)) as target:
-                function(cell, self.settings, self.nsd, self.out, target)
+                function(cell, settings, self.nsd, self.out, target)
         except Exception:
             note.parent.mkdir(parents=True, exist_ok=True)
             signature = self.depends(cell)["signature"]
             note.write_text(f"{signature}\n{traceback.format_exc()}")
             raise
         ended = datetime.now(UTC).isoformat(timespec="seconds")
+        hashes = weights_sha256(settings.models, stage.weights)
         write_json(
             beside,
             {"cell": str(cell), "seconds": round(time.time() - start, 1), "ended": ended,
-             "depends": self.depends(cell)},
+             "weights_sha256": hashes, "depends": self.depends(cell)},
         )  # fmt: skip
         note.unlink(missing_ok=True)
         parts.forget(self.out, cell)
@@ -235,11 +241,21 @@ class Ledger:
         return found
 
     def _weights(self, model: str) -> dict[str, str]:
-        folder = Path(getattr(self.settings.models, model))
-        if not folder.is_dir():
-            return {}
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        return {f"{model}/{path.relative_to(folder)}": _stamp(path) for path in paths}
+        found: dict[str, str] = {}
+        for name, where in weights.used(self.settings, [model]).items():
+            path = Path(where)
+            if where and not weights.is_path(where):
+                snapshot = weights.snapshot(where)
+                found |= {f"{name} snapshot": snapshot.name} if snapshot else {}
+            elif path.is_file():
+                found[f"{name}/{path.name}"] = _stamp(path)
+            elif where:
+                for file in sorted(path.rglob("*")):
+                    inside = file.relative_to(path)
+                    hidden = any(part.startswith(".") for part in inside.parts)
+                    if file.is_file() and not hidden:
+                        found[f"{name}/{inside}"] = _stamp(file)
+        return found
 
     def _sessions(self, subject: int | None) -> list[int]:
         return self._once(

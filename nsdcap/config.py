@@ -49,12 +49,17 @@ class Roi:
 
 @dataclass(frozen=True)
 class Models:
-    """Weights: a hub id or a Hugging Face folder each. ``device`` auto takes a GPU where there is one."""
+    """Weights: a hub id or a Hugging Face folder each; of BLIP also a checkpoint of its own code, .pth.
+
+    ``device`` auto takes a GPU where there is one.
+    """
 
     blip: str = ""
+    blip_tokenizer: str = "bert-base-uncased"  # a .pth holds no vocabulary; unused with a folder
     diffusion: str = "CompVis/stable-diffusion-v1-4"
     clip: str = "openai/clip-vit-base-patch32"
     device: str = "auto"
+    dtype: str = "float32"  # bfloat16 or float16 on GPUs: half the memory
     picture_size: int = 0  # BLIP's; 0: the size in its own configuration
     normalise: bool = True  # BLIP's pixel mean and spread
     batch: int = 32
@@ -86,7 +91,16 @@ class Decode:
 
 @dataclass(frozen=True)
 class Caption:
-    """How BLIP writes; lengths count tokens, the prompt included, as transformers does."""
+    """How BLIP writes, by ``generate`` of transformers 5.23; lengths count tokens, the prompt and its
+    [DEC] included.
+
+    ``repetition_penalty`` multiplies the log-probability of each token that a sequence holds already, be it
+    in the prompt; with one beam it divides the token's logit if above 0, else multiplies it. So does
+    transformers 4.15, which BLIP's own code runs on, by its source. They differ in what a finished caption's
+    sum is divided by: the tokens written, there with the prompt's and without the end. Of 200 captions of the
+    miniature that changes 4; a penalty that spares the prompt would change 120, none at all 145
+    (``pytest -m byhand tests/test_blip_writing.py``).
+    """
 
     prompt: str = "a picture of"
     beams: int = 3
@@ -157,6 +171,7 @@ RELEASED: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "released": RELEASED}
 
 CHOICES = {
+    "models.dtype": ("float32", "bfloat16", "float16"),
     "decode.alpha": ("target", "feature"),
     "decode.gain": ("none", "cv"),
     "reconstruct.posterior": ("mean", "sample"),
@@ -343,7 +358,7 @@ def _check(config: Config) -> None:
     least = {
         "data.sessions": 0, "ridge.folds": 2, "ridge.block": 1, "encode.block": 1, "caption.beams": 1,
         "caption.max_length": 1, "reconstruct.samples": 1, "reconstruct.steps": 1,
-        "reconstruct.batch": 1, "models.batch": 1, "reconstruct.size": 8,
+        "reconstruct.batch": 1, "models.batch": 1, "models.picture_size": 0, "reconstruct.size": 8,
         "reconstruct.coarse_size": 8, "encode.nulls": 1, "encode.bootstraps": 1,
     }  # fmt: skip
     for name, low in least.items():

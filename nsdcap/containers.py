@@ -9,9 +9,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from nsdcap import weights
 from nsdcap.cells import Ledger
-from nsdcap.config import MODEL_NAMES
-from nsdcap.errors import DataError, NsdcapError, UsageError
+from nsdcap.errors import DataError, NsdcapError
+from nsdcap.model_files import local
 from nsdcap.paths import atomic
 from nsdcap.site import Site
 
@@ -39,6 +40,10 @@ def command(ledger: Ledger, site: Site, *, threads: int, gpus: list[str] | int |
     cache = site.cache or os.environ.get("HF_HOME", "")
     if cache:
         environment["HF_HOME"] = cache
+    if site.cache:
+        environment["HF_HUB_CACHE"] = f"{cache}/hub"
+    if not site.image:  # which says so itself
+        environment["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE") or "1"
     for name, value in environment.items():
         words += ["--env", f"{name}={value}"]
     if not site.image:
@@ -85,24 +90,6 @@ def check_image(image: str) -> None:
         raise DataError(f"image {path}: not an Apptainer image (SIF); build it or pull it anew")
 
 
-def check_weights(ledger: Ledger, site: Site) -> None:
-    """Refuse models that a task in an image could not get at: it runs off-line.
-
-    Raises
-    ------
-    UsageError
-        A hub id, and no folder of weights.
-    """
-    cache = site.cache or os.environ.get("HF_HOME", "")
-    for name in MODEL_NAMES:
-        where = getattr(ledger.settings.models, name)
-        if site.image and not cache and not Path(where).is_dir():
-            raise UsageError(
-                f"models.{name} = {where!r} is no folder, and tasks in an image are off-line: give a folder, "
-                "or that of downloaded weights (cache in the site file, or the variable HF_HOME)"
-            )
-
-
 def visible_gpus() -> list[str]:
     """Names of the GPUs that this process may use: numbers, or NVIDIA's own."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
@@ -115,13 +102,14 @@ def visible_gpus() -> list[str]:
 
 
 def _folders(ledger: Ledger) -> list[Path]:
-    """The folders that a run reads and writes, none within another."""
+    """The folders that a run reads and writes, and a checkpoint file, none within another."""
     settings = ledger.settings
     found = [ledger.out, Path(settings.data.nsd_root).absolute()]
     found += [Path(settings.data.annotations).absolute()] if settings.data.annotations else []
-    for name in MODEL_NAMES:
-        folder = Path(getattr(settings.models, name))
-        found += [folder.absolute()] if folder.is_dir() else []
+    found += [
+        weights.root_of(str(path)) or path.absolute()  # with the lock
+        for path in local(settings.models).values()
+    ]
     return [
         path
         for number, path in enumerate(found)

@@ -63,28 +63,30 @@ def launch(options: argparse.Namespace) -> int:
     executor, why = choose_executor(options)
     site = read_site(options) if executor != "inline" else None
     if site is not None and site.cache:
-        os.environ["HF_HOME"] = site.cache  # of the weights' configurations, which are read here
+        from nsdcap.weights import use_cache
+
+        use_cache(site.cache)  # what it holds is looked at here, too
     settings = settle(options, out, miniature)
     cells = chosen_cells(options.stage, settings)
     print(f"executor {executor}: {why}", flush=True)
     if miniature and not make_miniature(out, cells, options.dry_run):
         return 0
     from nsdcap.cells import Ledger
-    from nsdcap.containers import check_image, check_weights, place_script
-    from nsdcap.preflight import check_path, make_folder, preflight, write_settings
+    from nsdcap.containers import check_image, place_script
+    from nsdcap.preflight import check_path, keep_cache, make_folder, preflight, write_settings
 
     ledger = Ledger(settings, out)
-    preflight(settings)
     if site is not None:
         check_path(out)
         check_image(site.image)
-        check_weights(ledger, site)
+    preflight(settings, cells, site, options.dry_run)
     if options.dry_run:
         tell(ledger, cells, site if executor == "slurm" else None, options)
         return 0
     make_folder(out)
     if site is not None:
         place_script(out)
+        keep_cache(out, site.cache)
     if executor == "slurm" and site is not None:
         from nsdcap import sbatch, submit
 

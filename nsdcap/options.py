@@ -150,15 +150,13 @@ def settle(options: argparse.Namespace, out: Path, miniature: bool) -> Config:
 
 
 def absolute(settings: Config) -> Config:
-    """The settings with the paths of folders made absolute: they are read from elsewhere, later."""
+    """The settings with the paths of folders and files made absolute: they are read from elsewhere, later."""
     from dataclasses import replace
 
-    from nsdcap.config import MODEL_NAMES
+    from nsdcap.model_files import local
 
     models: dict[str, Any] = {
-        name: str(Path(where).absolute())
-        for name in MODEL_NAMES
-        if Path(where := getattr(settings.models, name)).is_dir() and where
+        name: str(path.absolute()) for name, path in local(settings.models).items()
     }
     data: dict[str, Any] = {
         name: str(Path(where).absolute())

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from nsdcap import weights
 from nsdcap.config import MODEL_NAMES, Config
 from nsdcap.errors import DataError, UsageError, bound
+from nsdcap.paths import Cell
+from nsdcap.stages import STAGES
+
+if TYPE_CHECKING:
+    from nsdcap.site import Site
 
 
-def preflight(settings: Config) -> None:
-    """Refuse what can be seen to be wrong before any work: missing sessions, folders that are none.
+def preflight(
+    settings: Config, cells: Iterable[Cell], site: Site | None = None, dry: bool = False
+) -> None:
+    """Refuse what can be seen to be wrong before any work: missing sessions, models that are not there or
+    not what their lock says. Only models that ``cells`` load are asked for.
+
+    ``site`` where tasks run the cells. A hub id that is not in the cache is fetched to it, off-line or
+    ``dry`` not; ``dry`` computes no SHA-256 either.
 
     Raises
     ------
@@ -24,14 +39,37 @@ def preflight(settings: Config) -> None:
     for subject in settings.data.subjects:
         for session in sessions_of(settings, nsd, subject):
             nsd.betas_file(subject, session)
-    for model in MODEL_NAMES:
-        where = getattr(settings.models, model)
-        if not where:
-            raise UsageError(f"models.{model} is empty: give a Hugging Face folder or a hub id")
-        if where.startswith(("/", ".", "~")) and not Path(where).is_dir():
-            raise DataError(
-                f"models.{model} = {where!r}: there is no such folder; mend the setting{bound()}"
+    stages = {cell.stage for cell in cells}
+    loaded = {model for stage in stages for model in STAGES[stage].weights}
+    names = [name for name in MODEL_NAMES if name in loaded]
+    for model, where in weights.used(settings, names).items():
+        _check_weights(model, where, site, dry)
+
+
+def _check_weights(model: str, where: str, site: Site | None, dry: bool) -> None:
+    if not where:
+        raise UsageError(f"models.{model} is empty: give a Hugging Face folder or a hub id")
+    hub = not weights.is_path(where)
+    if hub and site is not None and site.image:
+        if os.environ.get("APPTAINERENV_HF_HUB_OFFLINE") == "0":
+            return  # its tasks have a network
+        if not (site.cache or os.environ.get("HF_HOME")):
+            raise UsageError(
+                f"models.{model} = {where!r} is no folder, and tasks in an image are off-line: give a folder "
+                "(python hpc/prefetch.py fetches it), or that of downloaded weights (cache in the site file, "
+                "or the variable HF_HOME)"
             )
+    gap = weights.missing(model, where)
+    if not gap:
+        weights.verify(f"models.{model}", where, contents=not dry)
+    elif not hub or weights.offline():
+        raise DataError(gap)
+    elif dry:
+        print(f"note: models.{model} = {where!r} would be fetched to {weights.hub_cache()} first")
+    else:
+        from nsdcap.hub import to_cache
+
+        to_cache(f"models.{model}", where, tokenizer_only=model.endswith("tokenizer"))
 
 
 def check_path(out: Path) -> None:
@@ -75,6 +113,14 @@ def _put(text: str, file: Path) -> None:
     if not file.exists() or file.read_text() != text:
         with atomic(file) as partial:
             partial.write_text(text)
+
+
+def keep_cache(out: Path, cache: str) -> None:
+    """Write down which folder of Hugging Face weights a run's tasks have, for whoever asks of its cells."""
+    if cache:
+        _put(cache, weights.cache_note(out))
+    else:
+        weights.cache_note(out).unlink(missing_ok=True)
 
 
 def make_folder(out: Path) -> None:

@@ -22,7 +22,14 @@ from nsdcap.plots_cortex import Run, open_run
 HIGHER = ("ventral", "lateral", "parietal")
 # the made-up world's own captioner; real pictures must never pass for it, so nothing looser will do
 _MINIATURE = re.compile(r'^blip = ".*miniature/models/', re.MULTILINE)
-_PRIVATE = ("nsd_root", "annotations", "blip", "diffusion", "clip")  # settings that may be paths
+_PRIVATE = (
+    "nsd_root",
+    "annotations",
+    "blip",
+    "blip_tokenizer",
+    "diffusion",
+    "clip",
+)  # settings that may be paths
 
 
 def write(out: Path, target: Path, log: Callable[[str], object] = print) -> Path:

@@ -33,7 +33,7 @@ from nsdcap.progress import track
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from nsdcap.cells import Ledger
+    from nsdcap.config import Config
 
 Work = Mapping[str, Callable[[], Mapping[str, Any]]]
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -69,7 +69,7 @@ def _do_share(crew: PartialState, out: Path, cell: Cell, work: Work) -> None:
     raise ShareDone
 
 
-def share_out(ledger: Ledger, cell: Cell, processes: int) -> None:
+def share_out(settings: Config, out: Path, cell: Cell, processes: int) -> None:
     """Compute the parts of a cell by so many processes of this machine, and wait for them.
 
     GPUs are taken in the order in which they are visible, one a process; on the CPU the threads are divided.
@@ -89,8 +89,8 @@ def share_out(ledger: Ledger, cell: Cell, processes: int) -> None:
     from nsdcap.preflight import freeze
 
     for number in range(processes):
-        _told(ledger.out, cell, number).unlink(missing_ok=True)
-    file = freeze(ledger.settings, ledger.out)
+        _told(out, cell, number).unlink(missing_ok=True)
+    file = freeze(settings, out)
     launch = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex,
         rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", max_restarts=0, monitor_interval=0.1,
@@ -99,15 +99,15 @@ def share_out(ledger: Ledger, cell: Cell, processes: int) -> None:
     with _own_signals(), _threads_for(processes):
         _start_tracker()
         try:
-            row = (str(ledger.out), cell.stage, cell.subject, cell.layer, str(file), os.getpid())
+            row = (str(out), cell.stage, cell.subject, cell.layer, str(file), os.getpid())
             elastic_launch(launch, share)(*row)
         except ChildFailedError as error:
-            _explain(ledger.out, cell, processes, error)
+            _explain(out, cell, processes, error)
         except SignalException as error:
             if error.sigval == signal.SIGINT:
                 raise KeyboardInterrupt from None
             sys.exit(128 + error.sigval)
-    _check(ledger.out, cell, processes)
+    _check(out, cell, processes)
 
 
 def share(

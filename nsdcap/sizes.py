@@ -90,7 +90,8 @@ def model_sizes(config: Config) -> ModelSizes:
     Raises
     ------
     DataError
-        ``models.blip`` is neither a folder with config.json nor a hub id that can be reached.
+        ``models.blip`` is neither a folder with config.json, nor a hub id that can be reached, nor a
+        checkpoint of BLIP.
     """
     models, settings = config.models, config.reconstruct
     blip = blip_config(models.blip)
@@ -145,8 +146,13 @@ def _parts(where: str, part: str) -> dict[str, Any]:
 
 
 def _weights(name: str, where: str) -> float:
-    """Bytes of a model in float32, twice those of its files, which may be in half precision."""
+    """Bytes of a model in float32, twice those of its files, which may be in half precision.
+
+    A checkpoint of BLIP's own is in float32, with more in it than is used.
+    """
     folder = Path(where)
+    if folder.is_file():
+        return float(folder.stat().st_size)
     if not folder.is_dir():
         return HUB_WEIGHTS[name]
     endings = (".safetensors", ".bin")

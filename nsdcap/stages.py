@@ -19,8 +19,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from nsdcap import weights
 from nsdcap.config import Config
 from nsdcap.errors import DataError
+from nsdcap.model_files import is_checkpoint
 from nsdcap.paths import Cell
 
 
@@ -75,7 +77,10 @@ def _from(*stages: str) -> Callable[[Cell, Config], list[Cell]]:
     return inputs
 
 
-_PICTURES = ("models.blip", "models.picture_size", "models.normalise", "models.diffusion")
+_PICTURES = (
+    "models.blip", "models.blip_tokenizer", "models.picture_size", "models.normalise", "models.dtype",
+    "models.diffusion",
+)  # fmt: skip
 _DECODED = ("decode.gain", "decode.intercept")
 _FOLDS = ("ridge.folds", "seed")
 _RIDGE = (*_FOLDS, "ridge.alphas", "ridge.absolute")
@@ -166,18 +171,24 @@ def encode_states(config: Config) -> tuple[int, ...]:
 
 @lru_cache
 def blip_config(where: str) -> dict[str, Any]:
-    """A BLIP's config.json, of a folder or a hub id.
+    """A BLIP's config.json, of a folder or a hub id, or what a checkpoint file's tensors tell of it.
 
     Raises
     ------
     DataError
-        Neither a folder with config.json nor a hub id that can be reached.
+        Neither a folder with config.json nor a hub id that can be reached, or no checkpoint of BLIP.
     """
     if not where:
         raise DataError(
-            "models.blip is empty: give a Hugging Face folder or a hub id of a BLIP captioner"
+            "models.blip is empty: give a Hugging Face folder, a hub id or a .pth of a BLIP captioner"
         )
-    file = Path(where) / "config.json"
+    if is_checkpoint(where):
+        from nsdcap.blip_original import configuration, read
+
+        return configuration(read(Path(where)))
+    # of the cache first: the library would ask the hub, and make what it has by now the cache's
+    folder = Path(where) if weights.is_path(where) else weights.snapshot(where)
+    file = (folder or Path(where)) / "config.json"
     if not file.is_file():
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HFValidationError
@@ -187,6 +198,7 @@ def blip_config(where: str) -> dict[str, Any]:
         except (OSError, HFValidationError) as error:
             raise DataError(
                 f"models.blip = {where!r}: neither a folder with config.json nor a hub id that can be "
-                "reached; download the weights or give their folder"
+                f"reached; fetch the weights on a machine with a network, python hpc/prefetch.py, and give "
+                "their folder"
             ) from error
     return dict(json.loads(file.read_text()))

@@ -65,10 +65,12 @@ def open_run(out: Path) -> Ledger:
     UsageError
         No run lies there.
     """
-    from nsdcap import config
+    from nsdcap import config, weights
     from nsdcap.cells import Ledger
     from nsdcap.paths import config_file
 
+    if (note := weights.cache_note(out)).exists():
+        weights.use_cache(note.read_text())
     file = config_file(out)
     if not file.exists():
         raise UsageError(f"{out}: found no config.toml there; give the folder of a run (--out)")

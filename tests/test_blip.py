@@ -1,15 +1,19 @@
 """BLIP: ours against transformers' own generate, and text states against plain sums."""
 
 import dataclasses
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from small_blip import interpolated
 
 from nsdcap import miniature
 from nsdcap.blip import Blip
 from nsdcap.config import Caption, Models
-from nsdcap.errors import DataError
+from nsdcap.errors import DataError, UsageError
 from nsdcap.miniature import world
 
 MODELS = Models(blip=str(miniature.MODELS / "blip"), device="cpu", batch=7)
@@ -96,14 +100,106 @@ def test_batch_of_one_equals_batch_of_many(blip, pictures, z_v):
     np.testing.assert_allclose(alone.text_states(z_v, texts), together, atol=1e-5)
 
 
-def test_other_picture_sizes_interpolate_positions(pictures):
-    larger = Blip(dataclasses.replace(MODELS, picture_size=80), Caption())
-    assert larger.features(pictures[:2]).shape == (2, 101, 128)
+@pytest.mark.parametrize("size", [64, 80, 40])
+def test_other_picture_sizes_interpolate_positions_as_blip_does(blip, pictures, size):
+    other = Blip(dataclasses.replace(MODELS, picture_size=size), Caption())
+    z_v = other.features(pictures[:2])
+    assert z_v.shape == (2, (size // 8) ** 2 + 1, 128)
+    embeddings = other.model.vision_model.embeddings
+    first = blip.model.vision_model.embeddings.position_embedding
+    expected = first if size == 64 else interpolated(first, size // 8)
+    torch.testing.assert_close(embeddings.position_embedding.data, expected.data, rtol=0, atol=0)
+    # and as transformers does it at each picture
+    pixels = other.images(list(pictures[:2]), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        theirs = blip.model.vision_model(pixels, interpolate_pos_encoding=True)
+    np.testing.assert_allclose(z_v, theirs.last_hidden_state, atol=1e-5)
+
+
+def test_a_size_that_is_no_multiple_of_the_patch_is_refused():
+    with pytest.raises(
+        UsageError, match=r"models\.picture_size: found 60, expected a multiple of 8"
+    ):
+        Blip(dataclasses.replace(MODELS, picture_size=60), Caption())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_gives_nearly_the_same_in_float32(pictures, z_v, blip, dtype):
+    half = Blip(dataclasses.replace(MODELS, dtype=dtype), Caption())
+    found = half.features(pictures)
+    assert found.dtype == np.float32
+    spread = z_v.std()
+    assert 0 < np.abs(found - z_v).mean() < {"bfloat16": 0.03, "float16": 0.004}[dtype] * spread
+    full, texts = blip.captions(z_v), half.captions(z_v)
+    assert np.mean([one == other for one, other in zip(full, texts, strict=True)]) >= 0.7
+    states, expected = half.text_states(z_v, full), blip.text_states(z_v, full)
+    assert states.dtype == np.float32
+    assert 0 < np.abs(states - expected).mean() < 0.05 * expected.std()
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_stays_so(pictures, z_v, monkeypatch, capsys):
+    small = Blip(dataclasses.replace(MODELS, batch=16), Caption())
+    see = small.model.vision_model.forward
+
+    def short_of_memory(pixels, *rest, **named):
+        if len(pixels) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return see(pixels, *rest, **named)
+
+    monkeypatch.setattr(small.model.vision_model, "forward", short_of_memory)
+    np.testing.assert_allclose(small.features(pictures), z_v, atol=1e-5)
+    assert small.batch == 4
+    assert "BLIP: 8 at a time do not fit into memory, going on with 4" in capsys.readouterr().out
 
 
 def test_a_caption_too_short_for_three_phases_is_refused(blip, z_v):
     with pytest.raises(DataError, match="fewer than 3 tokens"):
         blip.text_states(z_v[:1], ["a car"])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the miniature's captioner, to be spoilt."""
+    return Path(shutil.copytree(miniature.MODELS / "blip", tmp_path / "blip"))
+
+
+def spoil(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return Models(blip=str(folder), device="cpu")
+
+
+def test_weights_that_do_not_fit_are_one_error_that_lists_them(folder):
+    def change(tensors):
+        del tensors["vision_model.post_layernorm.bias"]
+        tensors["vision_model.head.weight"] = torch.zeros(3)
+        name = "text_decoder.bert.encoder.layer.2.crossattention.self.key.weight"
+        tensors[name] = tensors[name][:5].clone()
+
+    with pytest.raises(DataError) as error:
+        Blip(spoil(folder, change), Caption())
+    for words in (
+        str(folder),
+        "1 tensors missing: vision_model.post_layernorm.bias",
+        "1 tensors unknown: vision_model.head.weight",
+        "1 tensors of another shape: text_decoder.bert.encoder.layer.2.crossattention",
+    ):
+        assert words in str(error.value)
+
+
+def test_positions_kept_by_older_versions_do_no_harm(folder, blip, pictures, z_v):
+    def change(tensors):
+        tensors["text_decoder.bert.embeddings.position_ids"] = torch.arange(32)[None]
+
+    older = Blip(spoil(folder, change), Caption())
+    np.testing.assert_array_equal(older.features(pictures[:7]), z_v[:7])
+
+
+def test_a_folder_without_vocabulary_is_refused(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"models\.blip = .*tokeniz"):
+        Blip(Models(blip=str(folder), device="cpu"), Caption())
 
 
 @pytest.mark.parametrize("folder", ["clip", "nowhere"])
