@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
+
 Part = TypeVar("Part")
 
 
@@ -43,3 +45,12 @@ def in_batches(
         return size
 
     return parts, run()
+
+
+def joined(
+    compute: Callable[[slice], np.ndarray], total: int, batches: dict[str, int], what: str
+) -> np.ndarray:
+    """The parts of ``in_batches`` end to end. ``batches`` keeps the batch of ``what``: one that did not
+    fit is not tried again by the next call."""
+    parts, batches[what] = in_batches(compute, total, batches[what], what)
+    return np.concatenate(parts)

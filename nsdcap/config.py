@@ -49,12 +49,17 @@ class Roi:
 
 @dataclass(frozen=True)
 class Models:
-    """Weights: a hub id or a Hugging Face folder each. ``device`` auto takes a GPU where there is one."""
+    """Weights: a hub id or a Hugging Face folder each. ``device`` auto takes a GPU where there is one.
+
+    ``dtype`` is what BLIP, CLIP and Stable Diffusion's UNet compute in; the autoencoder and the text
+    encoder, whose results z and c are fitted to, stay in float32.
+    """
 
     blip: str = ""
     diffusion: str = "CompVis/stable-diffusion-v1-4"
     clip: str = "openai/clip-vit-base-patch32"
     device: str = "auto"
+    dtype: str = "float32"  # bfloat16 or float16 on GPUs: half the memory
     picture_size: int = 0  # BLIP's; 0: the size in its own configuration
     normalise: bool = True  # BLIP's pixel mean and spread
     batch: int = 32
@@ -97,7 +102,11 @@ class Caption:
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Image-to-image diffusion; sizes in pixels."""
+    """Image-to-image diffusion; sizes in pixels.
+
+    ``start``: noised to the step where denoising begins (diffusers), or one step beyond it (released,
+    as the original's img2img script does).
+    """
 
     coarse_size: int = 320
     size: int = 512
@@ -107,6 +116,7 @@ class Reconstruct:
     samples: int = 5
     posterior: str = "mean"  # of the autoencoder: mean or sample
     noise: str = "picture"  # picture: from (seed, subject, nsd_id, sample); same: one for all
+    start: str = "diffusers"
     batch: int = 8
 
 
@@ -152,15 +162,17 @@ RELEASED: dict[str, Any] = {
         "c_alphas": [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0],
         "z_v_alphas": [10000.0, 20000.0, 40000.0],
     },
-    "reconstruct": {"posterior": "sample", "noise": "same"},
+    "reconstruct": {"posterior": "sample", "noise": "same", "start": "released"},
 }
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "released": RELEASED}
 
 CHOICES = {
     "decode.alpha": ("target", "feature"),
     "decode.gain": ("none", "cv"),
+    "models.dtype": ("float32", "bfloat16", "float16"),
     "reconstruct.posterior": ("mean", "sample"),
     "reconstruct.noise": ("picture", "same"),
+    "reconstruct.start": ("diffusers", "released"),
 }
 
 
@@ -351,7 +363,16 @@ def _check(config: Config) -> None:
         found = getattr(getattr(config, section), key)
         if found < low:
             raise UsageError(f"setting {name}: found {found}, expected at least {low}")
-    if not 0 < config.reconstruct.strength <= 1:
+    painted = config.reconstruct
+    if not 0 < painted.strength <= 1:
         raise UsageError(
-            f"setting reconstruct.strength: found {config.reconstruct.strength}, expected above 0, up to 1"
+            f"setting reconstruct.strength: found {painted.strength}, expected above 0, up to 1"
+        )
+    taken, most = int(painted.steps * painted.strength), painted.steps
+    if painted.start == "released":
+        most -= 1  # there has to be a step beyond
+    if not 1 <= taken <= most:
+        raise UsageError(
+            f"setting reconstruct.strength: found {painted.strength}, which of {painted.steps} steps takes "
+            f"{taken}; expected 1 to {most} with reconstruct.start = {painted.start!r}"
         )

@@ -73,7 +73,13 @@ def _from(*stages: str) -> Callable[[Cell, Config], list[Cell]]:
     return inputs
 
 
-_PICTURES = ("models.blip", "models.picture_size", "models.normalise", "models.diffusion")
+_PICTURES = (
+    "models.blip",
+    "models.picture_size",
+    "models.normalise",
+    "models.dtype",
+    "models.diffusion",
+)
 _DECODED = ("decode.gain", "decode.intercept")
 _FOLDS = ("ridge.folds", "seed")
 _RIDGE = (*_FOLDS, "ridge.alphas", "ridge.absolute")
@@ -114,7 +120,8 @@ STAGES: dict[str, Stage] = {
         "nsdcap.reconstruct:run",
         _per_subject("reconstruct"),
         _from("decode", "caption"),
-        settings=(*_DECODED, "models.diffusion", "models.clip", "reconstruct", "seed"),
+        settings=(*_DECODED, "models.diffusion", "models.clip", "models.dtype", "reconstruct",
+                  "seed"),
         nsd=("stimuli",),
         weights=("diffusion", "clip"),
     ),
