@@ -43,7 +43,7 @@ def test_other_errors_and_too_little_for_one_row_are_raised():
 
     with pytest.raises(ValueError, match="no such picture"):
         in_batches(broken, 4, 2, "features")
-    with pytest.raises(RuntimeError, match="No executable batch size"):
+    with pytest.raises(RuntimeError, match="features: not even one fits into memory"):
         in_batches(fits(0, []), 4, 2, "features")
 
 
