@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from PIL import Image
@@ -48,12 +50,10 @@ class Diffusion:
         where, name = models.diffusion, "models.diffusion"
         self.device = choose_device(models.device)
         place = {"device": self.device, "memory_format": torch.channels_last}
-        safe = {"use_safetensors": True}
-        unet = load_part(UNet2DConditionModel, name, where, "unet", models.dtype, **safe)
-        self.unet = unet.to(**place)
-        self.vae = load_part(AutoencoderKL, name, where, "vae", **safe).to(**place)
-        text_encoder = load_part(CLIPTextModel, name, where, "text_encoder", **safe)
-        self.text_encoder = text_encoder.to(self.device)
+        load = partial(load_part, setting=name, where=where, use_safetensors=True)
+        self.unet = load(UNet2DConditionModel, part="unet", dtype=models.dtype).to(**place)
+        self.vae = load(AutoencoderKL, part="vae").to(**place)
+        self.text_encoder = load(CLIPTextModel, part="text_encoder").to(self.device)
         with reading(f"{name} = {where!r}", "tokenizer or scheduler of Stable Diffusion"):
             self.tokenizer = CLIPTokenizer.from_pretrained(where, subfolder="tokenizer")
             # whatever scheduler the folder names, with its betas; clipping is for models of pixels
