@@ -14,9 +14,8 @@ from nsdcap.batches import in_batches
 from nsdcap.config import PHASES, Caption, Models
 from nsdcap.devices import choose_device, quiet
 from nsdcap.errors import DataError, UsageError
+from nsdcap.loading import load_part, reading
 from nsdcap.model_files import is_checkpoint
-
-HARMLESS = ".position_ids"  # 0, 1, 2, ...: kept among the weights by older versions of transformers
 
 Part = TypeVar("Part")
 
@@ -206,40 +205,15 @@ def _from_folder(where: str) -> tuple[Any, Any, Any]:
     """Model, tokenizer and image processor of a Hugging Face folder or hub id."""
     from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipImageProcessorPil
 
-    try:
-        model, report = BlipForConditionalGeneration.from_pretrained(
-            where, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+    place = f"models.blip = {where!r}"
+    model = load_part(BlipForConditionalGeneration, "models.blip", where)
+    with reading(place, "BLIP's tokenizer and image processor"):
         tokenizer = AutoTokenizer.from_pretrained(where)
-        tokens = model.config.text_config.vocab_size
-        if (
-            len(tokenizer) + 2 < tokens
-        ):  # BLIP adds two; where no vocabulary is found one is made up
-            raise ValueError(f"a tokenizer of {len(tokenizer)} tokens, and the model has {tokens}")
         # PIL whatever else is installed: another resize gives other features
         images = BlipImageProcessorPil.from_pretrained(where)
-    except (OSError, ValueError, RuntimeError) as error:
+    tokens = model.config.text_config.vocab_size
+    if len(tokenizer) + 2 < tokens:  # BLIP adds two; where no vocabulary is found one is made up
         raise DataError(
-            f"models.blip = {where!r}: no BLIP captioner could be read there ({_first(error)}); "
-            "give a Hugging Face folder, a hub id or a checkpoint of BLIP's own code (.pth)"
-        ) from error
-    unknown = [key for key in report["unexpected_keys"] if not key.endswith(HARMLESS)]
-    kinds = {
-        "missing": report["missing_keys"],
-        "unknown": unknown,
-        "of another shape": [key for key, *_ in report["mismatched_keys"]],
-    }
-    wrong = [
-        f"{len(found)} tensors {kind}: {', '.join(sorted(found)[:10])}"
-        for kind, found in kinds.items()
-        if found
-    ]
-    if wrong:
-        raise DataError(
-            f"models.blip = {where!r}: {'; '.join(wrong)}; expected the weights of a BLIP captioner"
+            f"{place}: a tokenizer of {len(tokenizer)} tokens, and the model has {tokens}; fetch the folder again"
         )
     return model, tokenizer, images
-
-
-def _first(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

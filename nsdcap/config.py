@@ -51,7 +51,8 @@ class Roi:
 class Models:
     """Weights: a hub id or a Hugging Face folder each; of BLIP also a checkpoint of its own code, .pth.
 
-    ``device`` auto takes a GPU where there is one.
+    ``device`` auto takes a GPU where there is one. ``dtype`` is what BLIP, CLIP and Stable Diffusion's UNet
+    compute in; the autoencoder and the text encoder, whose results z and c are fitted to, stay in float32.
     """
 
     blip: str = ""
@@ -111,7 +112,11 @@ class Caption:
 
 @dataclass(frozen=True)
 class Reconstruct:
-    """Image-to-image diffusion; sizes in pixels."""
+    """Image-to-image diffusion; sizes in pixels.
+
+    ``start``: noised to the step where denoising begins (diffusers), or one step beyond it (released,
+    as the original's img2img script does).
+    """
 
     coarse_size: int = 320
     size: int = 512
@@ -121,6 +126,7 @@ class Reconstruct:
     samples: int = 5
     posterior: str = "mean"  # of the autoencoder: mean or sample
     noise: str = "picture"  # picture: from (seed, subject, nsd_id, sample); same: one for all
+    start: str = "diffusers"
     batch: int = 8
 
 
@@ -166,7 +172,7 @@ RELEASED: dict[str, Any] = {
         "c_alphas": [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0],
         "z_v_alphas": [10000.0, 20000.0, 40000.0],
     },
-    "reconstruct": {"posterior": "sample", "noise": "same"},
+    "reconstruct": {"posterior": "sample", "noise": "same", "start": "released"},
 }
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "released": RELEASED}
 
@@ -176,6 +182,7 @@ CHOICES = {
     "decode.gain": ("none", "cv"),
     "reconstruct.posterior": ("mean", "sample"),
     "reconstruct.noise": ("picture", "same"),
+    "reconstruct.start": ("diffusers", "released"),
 }
 
 
@@ -366,7 +373,16 @@ def _check(config: Config) -> None:
         found = getattr(getattr(config, section), key)
         if found < low:
             raise UsageError(f"setting {name}: found {found}, expected at least {low}")
-    if not 0 < config.reconstruct.strength <= 1:
+    painted = config.reconstruct
+    if not 0 < painted.strength <= 1:
         raise UsageError(
-            f"setting reconstruct.strength: found {config.reconstruct.strength}, expected above 0, up to 1"
+            f"setting reconstruct.strength: found {painted.strength}, expected above 0, up to 1"
+        )
+    taken, most = int(painted.steps * painted.strength), painted.steps
+    if painted.start == "released":
+        most -= 1  # there has to be a step beyond
+    if not 1 <= taken <= most:
+        raise UsageError(
+            f"setting reconstruct.strength: found {painted.strength}, which of {painted.steps} steps takes "
+            f"{taken}; expected 1 to {most} with reconstruct.start = {painted.start!r}"
         )

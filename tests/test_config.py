@@ -48,7 +48,10 @@ def test_bare_words_and_lists_in_set():
         ("ridge.alphas=[]", "empty list"),
         ("ridge.folds=1", "at least 2"),
         ("reconstruct.strength=1.5", "up to 1"),
+        ("reconstruct.strength=0.01", "of 50 steps takes 0; expected 1 to 50"),
         ("reconstruct.batch=0", "at least 1"),
+        ("models.dtype=half", "one of float32, bfloat16, float16"),
+        ("reconstruct.start=late", "one of diffusers, released"),
         ("sessions", "section.key=value"),
         ("seed.x=1", "expected int"),
     ],
@@ -64,3 +67,10 @@ def test_file_that_is_missing_or_no_toml(tmp_path):
     (tmp_path / "c.toml").write_text("a = = b")
     with pytest.raises(UsageError, match=r"c\.toml: not TOML"):
         config.load(tmp_path / "c.toml")
+
+
+def test_released_start_needs_a_step_beyond():
+    whole = ("reconstruct.strength=1.0",)
+    assert config.load(settings=whole).reconstruct.strength == 1
+    with pytest.raises(UsageError, match=r"takes 50; expected 1 to 49 .* 'released'"):
+        config.load(preset="released", settings=whole)

@@ -14,7 +14,7 @@ import pytest
 from processes import gone, workers
 from small_runs import times, without
 
-from nsdcap import launch, shards
+from nsdcap import launch, miniature, shards
 from nsdcap.parts import keep
 from nsdcap.paths import Cell, artefact, parts_folder, sidecar, write_json
 
@@ -100,15 +100,15 @@ def test_what_is_wrong_is_told_once_as_by_one_process(small_run, tmp_path, capsy
     """Both processes find that out; theirs is the message of the one that began them."""
     arguments, done = small_run
     out = without(FEATURES, done, tmp_path / "out")
-    # a folder of models that holds none
-    wrong = [*arguments, "--set", f"models.blip={str(tmp_path)!r}", "--stage", "features"]
+    other = str(miniature.MODELS / "clip")  # a model, and no captioner
+    wrong = [*arguments, "--set", f"models.blip={other!r}", "--stage", "features"]
     said = []
     for extra in (["--processes", "2"], []):
         code = launch.main([*wrong, "--out", str(out), *extra])
         said.append((code, re.sub(r"see \S+", "", capsys.readouterr().err)))
     assert said[0] == said[1]
     assert said[0][0] == 65
-    assert "no BLIP captioner could be read there" in said[0][1]
+    assert f"models.blip = {other!r}" in said[0][1]
     assert not sidecar(out, FEATURES).exists()
 
 

@@ -45,11 +45,17 @@ def alone(step: Callable, *arguments: object) -> tuple[Any, float]:
 
 
 def _with_peak(step: Callable, arguments: tuple) -> tuple[Any, float]:
-    found = step(*arguments)
-    status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would tell of the parent's peak too
-        return found, int(status.read_text().split("VmHWM:")[1].split()[0]) / 1e3
-    return found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS: bytes
+    return step(*arguments), peak_mb()
+
+
+STATUS = Path("/proc/self/status")
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process."""
+    if STATUS.is_file():  # getrusage would tell of the parent's peak too
+        return int(STATUS.read_text().split("VmHWM:")[1].split()[0]) / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS: bytes
 
 
 def gemm_peak(xp: Any, size: int = 2048) -> float:
