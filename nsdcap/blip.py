@@ -214,6 +214,7 @@ def _from_folder(where: str) -> tuple[Any, Any, Any]:
     tokens = model.config.text_config.vocab_size
     if len(tokenizer) + 2 < tokens:  # BLIP adds two; where no vocabulary is found one is made up
         raise DataError(
-            f"{place}: a tokenizer of {len(tokenizer)} tokens, and the model has {tokens}; fetch the folder again"
+            f"{place}: a tokenizer of {len(tokenizer)} tokens, and the model has {tokens}; fetch the folder "
+            "again"
         )
     return model, tokenizer, images

@@ -181,9 +181,9 @@ def test_weights_that_do_not_fit_are_one_error_that_lists_them(folder):
         Blip(spoil(folder, change), Caption())
     for words in (
         str(folder),
-        "1 tensors missing: vision_model.post_layernorm.bias",
-        "1 tensors unknown: vision_model.head.weight",
-        "1 tensors of another shape: text_decoder.bert.encoder.layer.2.crossattention",
+        "1 missing: vision_model.post_layernorm.bias",
+        "1 surplus: vision_model.head.weight",
+        "1 of another shape: text_decoder.bert.encoder.layer.2.crossattention",
     ):
         assert words in str(error.value)
 
