@@ -70,7 +70,7 @@ def check_whole(name: str, array: Any) -> np.ndarray:
 
 def check_scale(name: str, squares: float) -> None:
     """Raise ValueError where float64 cannot hold the sum of the squares of numbers that differ."""
-    if not 1e-290 < squares < np.inf:
+    if not 1e-290 < squares < 1e290:
         raise ValueError(
             f"{name}: numbers so {'large' if squares > 1 or squares != squares else 'small'} that float64 does "
             "not hold their squares; scale them"
@@ -161,6 +161,8 @@ def check_symmetric(kernel: Any) -> None:
     for rows in blocks(len(kernel), 4 * ROWS):
         largest = max(largest, float(abs(kernel[rows]).max()))
         apart = max(apart, float(abs(kernel[rows] - kernel[:, rows].T).max()))
+    if largest > 1:
+        check_scale(f"kernel {kernel.shape}", largest)
     if apart > MIRROR * largest:
         raise ValueError(
             f"kernel {kernel.shape}: not symmetric, differs from its transpose by up to {apart:.3g}; "
@@ -196,7 +198,7 @@ def check_kernel(
                 f"kernel {kernel.shape}: not positive, its trace is {trace:.3g} about the mean; expected "
                 "features @ features.T"
             )
-        if fold is None and not np.isinf(whole) and not trace > SPREAD * whole:
+        if fold is None and not trace > SPREAD * whole:
             raise ValueError(
                 f"kernel {kernel.shape}: the same for every picture; expected features that differ"
             )
