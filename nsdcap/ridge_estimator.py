@@ -196,7 +196,8 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
 
     def _folds(self, X: np.ndarray, y: np.ndarray, groups: Any) -> np.ndarray:
         """Fold (n,) int of each row; ValueError where ``cv`` is not folds that leave each row out once."""
-        n, cv = len(X), 5 if self.cv is None else self.cv
+        n = len(X)
+        cv: Any = 5 if self.cv is None else self.cv
         if isinstance(cv, Integral):
             named = np.arange(n) if groups is None else groups
             return grouped_folds(named, cv, self.seed, "cv")
