@@ -362,11 +362,11 @@ def _read(
         raise ValueError(f"{told}: read {type(found).__name__}, expected a NumPy array {expected}")
     if found.shape != expected:
         raise ValueError(f"{told}: read {found.shape}, expected {expected}, pictures and targets")
-    finite = np.isfinite(found).all(0)
+    finite = np.isfinite(found)
     if not finite.all():
         raise ValueError(
-            f"{told}: target {part.start + int(finite.argmin())} is not finite, expected numbers; leave such "
-            "targets out"
+            f"{told}: target {part.start + int(finite.all(0).argmin())} is not finite, expected numbers; "
+            "leave such targets out"
         )
     found = found[bases.order]  # a copy
     y = found if found.dtype == bases.dtype else np.empty(found.shape, dtype=bases.dtype)

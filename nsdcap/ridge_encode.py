@@ -7,7 +7,9 @@ out are (P_ff)^-1 (P w y)_f, P = (w K w + alpha)^-1 on what is orthogonal to the
 
 Responses are handed over by picture, as ``nsdcap.folds.collapse`` makes them of trials. All else follows
 the order of its sorted ``ids``: rows of features, rows and columns of a kernel, and folds, one for each
-picture here (for each trial in ``decode_bases``). The answer is a ``nsdcap.ridge.Fit``:
+picture here (for each trial in ``decode_bases``). The answer is a ``nsdcap.ridge.Fit``: ``predictions``
+(m, t) of ``test``, ``alpha_index`` (t,) into the penalties, ``cv_scores`` (n_alphas, t), R2 of the trials left
+out, and where asked for ``weights`` (p, t) of the features about their mean.
 
 >>> import numpy as np
 >>> from nsdcap.folds import collapse, grouped_folds
@@ -262,7 +264,7 @@ def factorised(
     and eigenvalues are then not looked at either."""
     xp = array_module(kernel)
     counts = xp.asarray(counts, dtype=xp.float64)
-    weight = xp.sqrt(counts)
+    weight, whole = xp.sqrt(counts), float((xp.diag(kernel) * counts).sum())
     if intercept:
         share = counts / counts.sum()
         column = kernel @ share
@@ -271,17 +273,15 @@ def factorised(
         others = others - (others @ share)[:, None] - column + grand
     gram = kernel * weight[:, None] * weight
     trace = float(xp.trace(gram))
-    if not part:
-        check_positive(gram, trace, trace)
     if intercept:
         # w is an eigenvector of eigenvalue 0; lifted above all others it comes last, and is dropped
-        gram += (2 * trace / float(counts.sum())) * weight[:, None] * weight
+        gram += (2 * abs(trace) / float(counts.sum())) * weight[:, None] * weight
     values, vectors = xp.linalg.eigh(gram)
-    if not part:
-        check_positive(gram, float(values[0]), float(values[-1]))
-    values = xp.maximum(values, 0)
     if intercept:
         values, vectors = values[:-1], vectors[:, :-1]
+    if not part:
+        check_positive(gram.shape, float(values[0]), float(values[-1]), whole)
+    values = xp.maximum(values, 0)
     out = (others * weight) @ vectors
     return KernelBasis(values, vectors, out, weight, trace / float(counts.sum()))
 

@@ -170,11 +170,12 @@ def check_symmetric(kernel: Any) -> None:
         )
 
 
-def check_positive(kernel: Any, lowest: float, highest: float) -> None:
-    """Raise ValueError where a kernel's eigenvalues, about its mean, are not those of features."""
-    if not lowest >= -NEGATIVE * abs(highest):
+def check_positive(shape: tuple, lowest: float, highest: float, whole: float) -> None:
+    """Raise ValueError where a kernel's eigenvalues about its mean are not those of features; ``whole`` its
+    trace."""
+    if not lowest >= -NEGATIVE * max(highest, 0) - MIRROR * abs(whole):
         raise ValueError(
-            f"kernel {kernel.shape}: not positive, an eigenvalue of {lowest:.3g} where the largest is "
+            f"kernel {shape}: not positive, an eigenvalue of {lowest:.3g} where the largest is "
             f"{highest:.3g}; expected features @ features.T"
         )
 

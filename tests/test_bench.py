@@ -93,3 +93,11 @@ def test_the_loops_time_says_that_it_is_extrapolated() -> None:
     found = json.loads(bench("permutation.py", *sizes, "--json").stdout)
     assert isinstance(found["loop_seconds"], float)
     assert found["equal_counts"]
+
+
+def test_streaming_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "targets.h5").write_text("someone's own")
+    done = bench("stream.py", str(tmp_path), "--voxels", "3", "--targets", "8", "--alphas", "1")
+    assert "ratio_vs_larger" in done.stdout, done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["targets.h5"]
+    assert (tmp_path / "targets.h5").read_text() == "someone's own"

@@ -161,6 +161,21 @@ def test_kernels_that_are_none(form: str, change, match: str) -> None:
         refused(call[form.split()[0]], match)
 
 
+@pytest.mark.parametrize("far", [0.1, 1e6])
+def test_a_kernel_that_is_the_same_for_every_picture_is_told_so_and_not_called_negative(
+    far,
+) -> None:
+    w = world(15, True)
+    same = far * np.random.default_rng(0).normal(size=(1, 15))
+    kernel = np.repeat(same, 60, 0) @ np.repeat(same, 60, 0).T
+    for wrong in (kernel, 0 * kernel, (kernel / 3).astype("f4")):
+        refused(
+            lambda k=wrong: encode_dual(k, w.data, w.picture_folds, ALPHAS, k[:2]),
+            "the same (for|in) every",
+        )
+        kernel_basis(wrong, w.data.counts, wrong[:2])
+
+
 def test_counts_of_a_kernel() -> None:
     w = world(15, True)
     kernel, test = w.x @ w.x.T, w.test @ w.x.T
