@@ -91,8 +91,8 @@ def collapse(responses: np.ndarray, groups: np.ndarray, block: int = 2048) -> Co
     Raises
     ------
     ValueError
-        Shapes that disagree, no trials or columns, numbers that are not finite, or groups that are NaN, None
-        or of mixed kinds.
+        Shapes that disagree, no trials or columns, numbers that are not finite or whose squares are not, or
+        groups that are NaN, None or of mixed kinds.
     """
     if not (hasattr(responses, "shape") and hasattr(responses, "dtype")):
         raise ValueError(
@@ -112,9 +112,17 @@ def collapse(responses: np.ndarray, groups: np.ndarray, block: int = 2048) -> Co
     within, centre = np.empty(responses.shape[1]), np.empty(responses.shape[1])
     for columns in blocks(responses.shape[1], block):
         trials = responses[:, columns].astype(np.float64)[order]
-        if not np.isfinite(trials).all():
-            bad = columns.start + int(np.flatnonzero(~np.isfinite(trials).all(0))[0])
+        largest = np.maximum(trials.max(0), -trials.min(0))  # NaN where one is
+        if not np.isfinite(largest).all():
+            bad = columns.start + int(np.isfinite(largest).argmin())
             raise ValueError(f"responses: column {bad} is not finite; leave such voxels out first")
+        lost = (largest > 1e140) | ((largest > 0) & (largest < 1e-140))
+        if lost.any():
+            bad = int(lost.argmax())
+            raise ValueError(
+                f"responses: column {columns.start + bad} is up to {largest[bad]:.3g}, whose square "
+                "float64 does not hold; scale them"
+            )
         # about the mean before they are cast: a large mean would take the digits of what differs
         trials, centre[columns], _ = about_mean(trials, np.ones(len(trials)))
         block_mean = np.add.reduceat(trials, starts) / counts[:, None]

@@ -133,7 +133,7 @@ def finite_numbers(name: str, given: Any, zero: bool = False) -> np.ndarray:
     try:
         found = np.asarray(given)
         found = np.empty(0) if found.dtype.kind in "US" else found.astype(np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = np.empty(0)
     fits = found.ndim == 1 and len(found) > 0 and np.isfinite(found).all()
     if not fits or found.min() < 0 or (found.min() == 0 and not zero):

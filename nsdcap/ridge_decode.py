@@ -377,5 +377,11 @@ def _read(
         wide = found[rows] - mean
         y[rows] = wide
         square += bases.host_share[rows] @ np.square(wide, out=wide)
+    limit = np.finfo(y.dtype).max / 1e8
+    if not (square < limit).all():
+        raise ValueError(
+            f"{told}: target {part.start + int((square < limit).argmin())} is so large that {y.dtype} does not "
+            "hold its squares; scale it"
+        )
     y[:, constant(square, mean, len(y))] = 0
     return y, mean

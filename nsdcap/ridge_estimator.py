@@ -107,6 +107,10 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             if groups.shape != (len(X),):
                 raise ValueError(f"groups {groups.shape}: expected ({len(X)},) beside X {X.shape}")
         check_features("X", X, self.fit_intercept)
+        targets = y.reshape(len(y), -1)
+        sizes = _powers(np.abs(targets).max(0))
+        if sizes.any():
+            targets = np.ldexp(targets, -sizes)
         folds = self._folds(X, y, groups)
         first = member = np.arange(len(X))
         if groups is not None:
@@ -119,7 +123,7 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 member = own
             else:
                 first = member
-        data = collapse(y.reshape(len(y), -1), member, self.block)
+        data = collapse(targets, member, self.block)
         rows, (n, p), folds = X[first], (len(first), X.shape[1]), folds[first]
         centre = data.counts @ rows / data.counts.sum() * self.fit_intercept
         rows -= centre  # else a kernel has no digits left where features are far from 0
@@ -145,9 +149,9 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
             fit = encode_dual(rows @ rows.T, data, folds, self.alphas, probe, self.block,
                               **options)  # fmt: skip
             coefficients = fit.predictions[1:] - fit.predictions[0]
-        coefficients = np.ldexp(coefficients, -power)
+        coefficients = np.ldexp(coefficients, sizes - power)
         only = 0 if y.ndim == 1 else slice(None)
-        self.intercept_ = (fit.predictions[0] - centre @ coefficients)[only]
+        self.intercept_ = (np.ldexp(fit.predictions[0], sizes) - centre @ coefficients)[only]
         self.coef_ = coefficients.T[only]
         self.alpha_index_ = fit.alpha_index[only]
         self.edge_share_ = edge_share(fit.alpha_index, self.alphas, fit.cv_scores.max(0))
@@ -179,15 +183,14 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
     def _power(self, rows: np.ndarray) -> int:
         """Power of 2 that centred ``rows`` are to be divided by so that their squares are in range."""
         largest = float(np.abs(rows).max())
-        if 1e-100 < largest < 1e100:
-            return 0
-        if not self.relative or not 1e-290 < largest < 1e290:
+        power = _powers(largest)
+        if power and not (self.relative and 1e-290 < largest < 1e290):
             cure = "" if self.relative else ", or take relative=True"
             raise ValueError(
                 f"X {rows.shape}: numbers up to {largest:.3g} about the mean, whose squares float64 does not "
                 f"hold; scale X{cure}"
             )
-        return int(np.frexp(largest)[1])
+        return int(power)
 
     def predict(self, X: Any) -> np.ndarray:
         """Responses (m, t) or (m,) to features X (m, p)."""
@@ -200,10 +203,14 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
         cv: Any = 5 if self.cv is None else self.cv
         if isinstance(cv, Integral):
             named = np.arange(n) if groups is None else groups
-            return grouped_folds(named, cv, self.seed, "cv")
+            folds: Any = cv  # not an int to a type checker
+            return grouped_folds(named, folds, self.seed, "cv")
         told = "" if isinstance(cv, list | tuple) else f"{type(cv).__name__} "
         folds, times = np.zeros(n, dtype=int), np.zeros(n, dtype=int)
         unlike: list[int] = []  # folds that do not train on all others
+        for number, split in enumerate(cv if told == "" else ()):
+            if not hasattr(split, "__len__") or len(split) != 2:
+                raise ValueError(f"cv: split {number} is not (train, test), the rows of each")
         for number, (train, left) in enumerate(check_cv(cv).split(X, y, groups)):
             kept = np.ones(n, dtype=bool)
             try:
@@ -229,3 +236,9 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
                 f"cv: {told}{' and '.join(faults)}; expected a number of folds, or splits such as GroupKFold's"
             )
         return folds
+
+
+def _powers(largest: Any) -> Any:
+    """Powers of 2 that numbers up to ``largest`` are to be divided by so that float64 holds their squares."""
+    well = ((largest > 1e-100) & (largest < 1e100)) | (np.asarray(largest) == 0)
+    return np.where(well, 0, np.frexp(largest)[1])

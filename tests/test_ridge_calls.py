@@ -211,6 +211,13 @@ def test_readers_of_targets() -> None:
     hole = w.x.copy()
     hole[3, 6] = np.nan
     refused(lambda: solve(lambda a, b: hole[:, a:b]), "^targets 5 to 7: target 6 is not finite")
+    large, small = w.x.copy(), decode_bases(voxels.astype("f4"), w.picture, test, w.folds, 60)
+    large[:, 6] *= 1e30
+    refused(
+        lambda: list(decode_cv(small, lambda a, b: large[:, a:b], 7, ALPHAS, block=5)),
+        "^targets 5 to 7: target 6 is so large that float32 does not hold its squares",
+    )
+    solve(lambda a, b: large[:, a:b])
     for n in (None, 2.5, "7"):
         refused(
             lambda n=n: solve(lambda a, b: w.x[:, a:b], n), "^n_targets: found .* a whole number"
@@ -233,6 +240,12 @@ def test_numbers_whose_squares_are_lost_are_told_truly(scale: float) -> None:
         refused(
             lambda: encode_primal(w.x * scale, w.data, w.picture_folds, ALPHAS, w.test),
             f"^features: {match}",
+        )
+        y = w.y.copy()
+        y[:, 4] *= scale
+        refused(
+            lambda: collapse(y, w.picture),
+            "^responses: column 4 is up to .* whose square float64 does",
         )
         for p in (30, 200):
             voxels, test = (a * scale for a in voxels_of(w, p))

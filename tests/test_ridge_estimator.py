@@ -102,6 +102,8 @@ def test_other_splits_are_refused() -> None:
         ([(half, half)], "does not train on all others in 1 splits, first 0"),
         ([(half, half + n // 2), (half + n // 2, half + n)], "cv: split 1 is not of 60 rows"),
         ([(half, half + n // 2), (half + 0.5, half)], "cv: split 1 is not of 60 rows"),
+        ([1, 2], r"cv: split 0 is not \(train, test\)"),
+        ([half], r"cv: split 0 is not \(train, test\)"),
         (n + 1, f"{n} groups"),
     ):
         with pytest.raises(ValueError, match=match) as found:
@@ -166,6 +168,18 @@ def test_a_feature_that_is_constant_in_an_outer_fold_is_refused_and_can_be_left_
     assert np.isfinite(without).all()
 
 
+def test_targets_of_any_scale_beside_each_other() -> None:
+    w = world(15, True)
+    x, powers = w.x[w.picture], np.array([-1000, -660, -300, 0, 300, 660, 1000])
+    plain = RidgeCV(ALPHAS, cv=4).fit(x, w.y, w.picture)
+    scaled = RidgeCV(ALPHAS, cv=4).fit(x, np.ldexp(w.y, powers), w.picture)
+    np.testing.assert_allclose(scaled.cv_scores_, plain.cv_scores_, rtol=1e-9)
+    expected = np.ldexp(plain.predict(w.test), powers)
+    np.testing.assert_allclose(scaled.predict(w.test), expected, rtol=1e-9)
+    one = RidgeCV(ALPHAS, cv=4).fit(x, np.ldexp(w.y[:, 0], 660), w.picture)
+    np.testing.assert_allclose(one.coef_, np.ldexp(plain.coef_[0], 660), rtol=1e-9)
+
+
 @pytest.mark.parametrize("intercept", [True, False], ids=["intercept", "through0"])
 @pytest.mark.parametrize("p", [15, 120], ids=["primal", "dual"])
 @pytest.mark.parametrize("power", [-660, -300, 660])
@@ -197,7 +211,18 @@ def test_estimator_refuses_bad_input_in_its_own_words() -> None:
                 lambda alphas=alphas: RidgeCV(alphas).fit(w.x, w.y[:60]),
                 "^alphas: found .* list of finite",
             )
-            for alphas in (["a"], ["1", "2"], "1", 1.0, None, [[1.0]], [], [1, None], [0.0, 1.0])
+            for alphas in (
+                ["a"],
+                ["1", "2"],
+                "1",
+                1.0,
+                None,
+                [[1.0]],
+                [],
+                [1, None],
+                [0.0, 1.0],
+                [10**400],
+            )
         ),
         *(
             (lambda groups=groups: RidgeCV().fit(w.x, w.y[:60], groups), match)
