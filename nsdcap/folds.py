@@ -112,19 +112,23 @@ def collapse(responses: np.ndarray, groups: np.ndarray, block: int = 2048) -> Co
     within, centre = np.empty(responses.shape[1]), np.empty(responses.shape[1])
     for columns in blocks(responses.shape[1], block):
         trials = responses[:, columns].astype(np.float64)[order]
-        largest = np.maximum(trials.max(0), -trials.min(0))  # NaN where one is
-        if not np.isfinite(largest).all():
-            bad = columns.start + int(np.isfinite(largest).argmin())
+        if not np.isfinite(trials).all():
+            bad = columns.start + int(np.flatnonzero(~np.isfinite(trials).all(0))[0])
             raise ValueError(f"responses: column {bad} is not finite; leave such voxels out first")
-        lost = (largest > 1e140) | ((largest > 0) & (largest < 1e-140))
-        if lost.any():
-            bad = int(lost.argmax())
-            raise ValueError(
-                f"responses: column {columns.start + bad} is up to {largest[bad]:.3g}, whose square "
-                "float64 does not hold; scale them"
-            )
         # about the mean before they are cast: a large mean would take the digits of what differs
-        trials, centre[columns], _ = about_mean(trials, np.ones(len(trials)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            trials, mean, total = about_mean(trials, np.ones(len(trials)))
+        # squares that came out infinite, or as 0 or nearly so without the numbers being 0
+        lost = ~(total < 1e290) | (
+            (total < 1e-280) & ((total > 0) | (mean != 0) & (abs(mean) < 1e-140))
+        )
+        if lost.any():
+            bad = columns.start + int(lost.argmax())
+            raise ValueError(
+                f"responses: column {bad} is of numbers whose squares float64 does not hold, about "
+                f"{abs(mean).flat[lost.argmax()]:.0e}; scale them"
+            )
+        centre[columns] = mean
         block_mean = np.add.reduceat(trials, starts) / counts[:, None]
         deviation[:, columns] = block_mean
         trials -= np.repeat(block_mean, counts, axis=0)
