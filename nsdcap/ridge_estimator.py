@@ -57,7 +57,8 @@ class RidgeCV(MultiOutputMixin, RegressorMixin, BaseEstimator):
       ``params={"ridgecv__groups": g}``, and of ``GridSearchCV`` on one ``fit(X, y, groups=g,
       ridgecv__groups=g)``;
     - ``sklearn.set_config(enable_metadata_routing=True)`` and ``RidgeCV().set_fit_request(groups=True)``;
-      then ``cross_val_predict(model, X, y, params={"groups": g})`` or ``fit(X, y, groups=g)``.
+      then ``cross_val_predict(model, X, y, params={"groups": g})`` or ``fit(X, y, groups=g)``; a
+      ``GridSearchCV`` on ``RidgeCV`` itself, without a pipeline, knows this way alone.
 
     A feature that is the same in every row that ``fit`` gets (in an outer fold, say, a rare label) is
     refused: it says nothing there, and is most often a mistake, or a feature that comes alive in the rows
