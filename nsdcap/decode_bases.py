@@ -1,4 +1,7 @@
-"""Factorisations of voxels for decoding: one for each fold and one for all trials."""
+"""Factorisations of voxels for decoding: one for each fold and one for all trials.
+
+Everything is by trial here, voxels and folds alike; ``ridge_decode`` has an example.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from nsdcap.ridge import array_module, eigen
-from nsdcap.ridge_encode import kernel_basis
-from nsdcap.ridge_input import check_features, check_folds, check_numbers, check_spread
+from nsdcap.ridge import array_module, check_arrays, eigen
+from nsdcap.ridge_encode import factorised
+from nsdcap.ridge_input import (
+    check_features,
+    check_folds,
+    check_numbers,
+    check_scale,
+    check_spread,
+    check_whole,
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,10 @@ def decode_bases(
 ) -> DecodeBases:
     """Factorise voxels (n_trials, p) of single trials, for ``test`` voxels (m, p).
 
-    ``picture`` (n_trials,) is each trial's row of the latents, ``folds`` (n_trials,) its fold. The
+    ``picture`` (n_trials,) is each trial's row of the latents, ``folds`` (n_trials,) its fold, whole numbers.
+    Folds may split a picture's trials (nsdcap's ``ridge.group_folds=false`` does), and then penalties are
+    chosen too small, for the pictures left out have been seen; ``nsdcap.folds.grouped_folds(picture, 5,
+    seed)`` keeps them together. The
     smaller of the voxels' and the trials' Gram matrix is factorised, in float64; a fold's is taken from
     the whole by subtraction. What multiplies targets is kept in the voxels' own precision.
 
@@ -83,11 +96,11 @@ def decode_bases(
     Raises
     ------
     ValueError
-        Shapes that disagree, no trials, numbers that are not finite, fewer than two folds, a voxel that
-        is the same in every trial, voxels that are all the same in the trials that a fold trains on.
+        Not arrays, shapes that disagree, no trials, numbers that are not finite or whose squares are not,
+        pictures or folds that are not whole numbers, fewer than two folds, a voxel that is the same in every
+        trial, voxels that are all the same in the trials that a fold trains on.
     """
-    picture = np.asarray(picture)
-    folds = _check(voxels, picture, test, folds, n_pictures)
+    picture, folds = _check(voxels, picture, test, folds, n_pictures)
     xp = array_module(voxels)
     # pictures by fold, so that those left out are one slice; where folds split pictures, all train
     first = np.full(n_pictures, -1)
@@ -147,6 +160,8 @@ def _primal(
         gram += x.T @ x
         summed += add_rows(x, member[folds == fold], n)
 
+    check_scale("voxels", float(xp.trace(gram)))
+
     def parts() -> Any:
         for fold in np.unique(folds):
             left = np.flatnonzero(folds == fold)
@@ -177,10 +192,11 @@ def _dual(
     centre = voxels.mean(0, dtype=xp.float64)
     x = voxels.astype(xp.float64) - centre
     kernel = x @ x.T
+    check_scale("voxels", float(xp.trace(kernel)))
 
     def make(train: np.ndarray, others: Any) -> tuple[Any, Any, Any, float]:
         rows = xp.asarray(train)
-        basis = kernel_basis(kernel[rows][:, rows], xp.ones(len(train)), others)
+        basis = factorised(kernel[rows][:, rows], xp.ones(len(train)), others, part=True)
         summed = add_rows(basis.vectors, member[train], n)
         return basis.values, summed.T, basis.out, basis.scale
 
@@ -211,8 +227,12 @@ def add_rows(x: Any, member: np.ndarray, n: int) -> Any:
     return total
 
 
-def _check(voxels: Any, picture: np.ndarray, test: Any, folds: Any, n_pictures: int) -> np.ndarray:
-    """``folds`` (n_trials,) as an array, where all is well."""
+def _check(
+    voxels: Any, picture: Any, test: Any, folds: Any, n_pictures: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """``picture`` and ``folds`` (n_trials,) as arrays, where all is well."""
+    check_arrays(voxels=voxels, test=test)
+    picture = np.asarray(picture)
     if voxels.ndim != 2 or test.ndim != 2 or 0 in voxels.shape:
         raise ValueError(
             f"voxels {voxels.shape}, test {test.shape}: expected (n, p) and (m, p), n and p above 0"
@@ -223,6 +243,7 @@ def _check(voxels: Any, picture: np.ndarray, test: Any, folds: Any, n_pictures: 
             raise ValueError(
                 f"{name} is {array.shape}, expected {expected} beside voxels {voxels.shape}"
             )
+    picture = check_whole("picture", picture)
     if picture.min() < 0 or picture.max() >= n_pictures:
         raise ValueError(
             f"picture: found rows {picture.min()} to {picture.max()}, expected 0 to {n_pictures - 1}"
@@ -232,4 +253,4 @@ def _check(voxels: Any, picture: np.ndarray, test: Any, folds: Any, n_pictures: 
             raise ValueError(f"{name} are {array.dtype}: expected float32 or float64")
     check_numbers(voxels=voxels, test=test)
     check_features("voxels", voxels)
-    return check_folds(folds, n)
+    return picture, check_folds(folds, n)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 
@@ -31,21 +33,47 @@ class Collapsed:
         return (self.deviation + self.centre).astype(self.deviation.dtype)
 
 
-def grouped_folds(groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
+def group_names(groups: Any) -> np.ndarray:
+    """``groups`` (numbers, or text) as an array; ValueError where some are missing, or kinds mixed."""
+    named = np.asarray(groups)
+    kinds = set()
+    # a list of text and None or NaN becomes text, or objects
+    if named.dtype.kind == "O" or (named.dtype.kind in "US" and isinstance(groups, list | tuple)):
+        kinds = {
+            "text" if isinstance(name, str | bytes)
+            else "NaN" if isinstance(name, Real) and name != name
+            else "numbers" if isinstance(name, Real)
+            else type(name).__name__
+            for name in np.asarray(groups, dtype=object).ravel()
+        }  # fmt: skip
+    elif named.dtype.kind in "fcmM" and (named != named).any():
+        kinds = {"NaN"}
+    if len(kinds) > 1 or kinds & {"NaN", "NoneType"}:
+        raise ValueError(
+            f"groups {named.shape}: found {' and '.join(sorted(kinds))}, expected a number, or text, for each "
+            "row: the picture that the trial shows; leave out rows that have none"
+        )
+    return named
+
+
+def grouped_folds(groups: Any, n_folds: int, seed: int, name: str = "n_folds") -> np.ndarray:
     """Fold number (n_trials,) int of each trial; trials of one group share a fold.
 
-    Groups are shuffled by ``seed`` and each goes to the fold with the fewest trials so far.
+    Groups are shuffled by ``seed`` and each goes to the fold with the fewest trials so far. ``name`` is
+    what errors call ``n_folds``.
 
     Raises
     ------
     ValueError
-        Fewer groups than folds, or fewer than two folds.
+        Fewer groups than folds, fewer than two folds, or groups that are NaN, None or of mixed kinds.
     """
-    ids, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    if n_folds < 2 or len(ids) < n_folds:
+    if not isinstance(n_folds, Integral) or n_folds < 2:
+        raise ValueError(f"{name} = {n_folds}: expected at least 2 folds")
+    ids, member, counts = np.unique(group_names(groups), return_inverse=True, return_counts=True)
+    if len(ids) < n_folds:
         raise ValueError(
-            f"n_folds = {n_folds} with {len(ids)} groups (pictures): expected at least 2 folds and at least "
-            "as many groups; ask for fewer folds"
+            f"{name} = {n_folds} with {len(ids)} groups (pictures): expected at least as many groups as "
+            "folds; ask for fewer folds"
         )
     order = np.random.default_rng(seed).permutation(len(ids))
     sizes, fold = np.zeros(n_folds), np.empty(len(ids), dtype=int)
@@ -63,14 +91,20 @@ def collapse(responses: np.ndarray, groups: np.ndarray, block: int = 2048) -> Co
     Raises
     ------
     ValueError
-        Shapes that disagree, no trials or columns, or numbers that are not finite.
+        Shapes that disagree, no trials or columns, numbers that are not finite or whose squares are not, or
+        groups that are NaN, None or of mixed kinds.
     """
+    if not (hasattr(responses, "shape") and hasattr(responses, "dtype")):
+        raise ValueError(
+            f"responses: found {type(responses).__module__}.{type(responses).__name__}, expected a NumPy "
+            "array or an HDF5 dataset"
+        )
     if len(responses.shape) != 2 or 0 in responses.shape or np.shape(groups) != responses.shape[:1]:
         raise ValueError(
             f"responses {responses.shape} and groups {np.shape(groups)}: expected (n_trials, t), "
             "(n_trials,), none of them 0"
         )
-    ids, member, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    ids, member, counts = np.unique(group_names(groups), return_inverse=True, return_counts=True)
     order = np.argsort(member, kind="stable")
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     precision = np.float32 if responses.dtype == np.float32 else np.float64
@@ -82,7 +116,19 @@ def collapse(responses: np.ndarray, groups: np.ndarray, block: int = 2048) -> Co
             bad = columns.start + int(np.flatnonzero(~np.isfinite(trials).all(0))[0])
             raise ValueError(f"responses: column {bad} is not finite; leave such voxels out first")
         # about the mean before they are cast: a large mean would take the digits of what differs
-        trials, centre[columns], _ = about_mean(trials, np.ones(len(trials)))
+        with np.errstate(over="ignore", invalid="ignore"):
+            trials, mean, total = about_mean(trials, np.ones(len(trials)))
+        # squares that came out infinite, or as 0 or nearly so without the numbers being 0
+        lost = ~(total < 1e290) | (
+            (total < 1e-280) & ((total > 0) | (mean != 0) & (abs(mean) < 1e-140))
+        )
+        if lost.any():
+            bad = columns.start + int(lost.argmax())
+            raise ValueError(
+                f"responses: column {bad} is of numbers whose squares float64 does not hold, about "
+                f"{abs(mean).flat[lost.argmax()]:.0e}; scale them"
+            )
+        centre[columns] = mean
         block_mean = np.add.reduceat(trials, starts) / counts[:, None]
         deviation[:, columns] = block_mean
         trials -= np.repeat(block_mean, counts, axis=0)

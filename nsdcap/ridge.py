@@ -49,7 +49,22 @@ class Fit:
 
 def array_module(array: Any) -> Any:
     """The module that an array comes from: numpy, or cupy."""
-    return sys.modules[type(array).__module__.partition(".")[0]]
+    return sys.modules[_library(array)]
+
+
+def check_arrays(**arrays: Any) -> None:
+    """Raise ValueError with the name of what is no array of NumPy's or CuPy's: a list, a table, a dataset."""
+    for name, array in arrays.items():
+        # no other library's arrays come with this function
+        if not hasattr(sys.modules.get(_library(array)), "ascontiguousarray"):
+            raise ValueError(
+                f"{name}: found {type(array).__module__}.{type(array).__name__}, expected a NumPy or CuPy "
+                "array"
+            )
+
+
+def _library(array: Any) -> str:
+    return type(array).__module__.partition(".")[0]
 
 
 def to_host(array: Any) -> np.ndarray:
@@ -109,10 +124,22 @@ def alpha_grid(multiples: Sequence[float] | np.ndarray, eigen_mean: float = 1.0)
     ValueError
         Not a list of finite numbers above 0.
     """
-    grid = np.asarray(multiples, dtype=np.float64)
-    if grid.ndim != 1 or len(grid) == 0 or not ((grid > 0) & np.isfinite(grid)).all():
-        raise ValueError(f"alphas: found {multiples}, expected a list of finite numbers above 0")
-    return grid * eigen_mean
+    return finite_numbers("alphas", multiples) * eigen_mean
+
+
+def finite_numbers(name: str, given: Any, zero: bool = False) -> np.ndarray:
+    """``given`` as float64 (k,); ValueError where it is not a list of finite numbers above 0, or with
+    ``zero`` none below."""
+    try:
+        found = np.asarray(given)
+        found = np.empty(0) if found.dtype.kind in "US" else found.astype(np.float64)
+    except (TypeError, ValueError, OverflowError):
+        found = np.empty(0)
+    fits = found.ndim == 1 and len(found) > 0 and np.isfinite(found).all()
+    if not fits or found.min() < 0 or (found.min() == 0 and not zero):
+        told = "none below 0" if zero else "above 0"
+        raise ValueError(f"{name}: found {given!r:.200}, expected a list of finite numbers, {told}")
+    return found
 
 
 def edge_share(

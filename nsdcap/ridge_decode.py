@@ -8,12 +8,28 @@ errors over all trials left out are found in whichever of two forms (``decode_fo
 - pooled, y' M y with one matrix (n_pictures, n_pictures) a penalty.
 
 One penalty for all targets needs neither: sums over targets are read off the Gram matrix of the targets.
+
+Voxels and folds are by trial, latents by picture, and are asked for in blocks of columns:
+
+>>> import numpy as np
+>>> from nsdcap.decode_bases import decode_bases
+>>> from nsdcap.folds import grouped_folds
+>>> rng = np.random.default_rng(0)
+>>> latents = rng.normal(size=(60, 7))
+>>> picture = np.repeat(np.arange(60), 3)  # row of the latents, for each trial
+>>> voxels = latents[picture] @ rng.normal(size=(7, 20)) + rng.normal(size=(180, 20))
+>>> bases = decode_bases(voxels, picture, voxels[:2], grouped_folds(picture, 5, seed=0), len(latents))
+>>> read = lambda start, stop: latents[:, start:stop]
+>>> found = list(decode_cv(bases, read, 7, np.logspace(-4, 3, 8), block=5))
+>>> [(block.start, block.stop, block.predictions.shape) for block in found]
+[(0, 5, (2, 5)), (5, 7, (2, 2))]
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -94,12 +110,17 @@ def decode_cv(
     Raises
     ------
     ValueError
-        Targets that are not finite or of another number of pictures, no targets, a penalty not above 0, a
-        block below 1, another form.
+        A reader that is no function, targets that are not finite or of another number of pictures or columns,
+        no targets, a penalty not above 0, a block below 1, another form.
     """
     check_block(block)
-    if n_targets < 1:
-        raise ValueError(f"n_targets: found {n_targets}, expected one at least")
+    if not callable(read_targets):
+        raise ValueError(
+            f"read_targets: found {type(read_targets).__name__}, expected a function of (start, stop) that "
+            "gives those columns (n_pictures, stop - start) of the targets"
+        )
+    if not isinstance(n_targets, Integral) or n_targets < 1:
+        raise ValueError(f"n_targets: found {n_targets}, expected a whole number, one at least")
     if form not in (None, "basis", "pooled"):
         raise ValueError(f"form: found {form!r}, expected basis, pooled or None")
     grid = alpha_grid(alphas)  # at once, not when the first block is asked for
@@ -332,11 +353,20 @@ def _read(
     About the mean before they are cast to the bases' precision: a large mean would take the digits of
     what differs. Targets that are constant, to rounding, become exactly 0.
     """
-    found = read_targets(part.start, part.stop)
-    if found.shape != (bases.n_pictures, part.stop - part.start) or not np.isfinite(found).all():
+    found, expected = (
+        read_targets(part.start, part.stop),
+        (bases.n_pictures, part.stop - part.start),
+    )
+    told = f"targets {part.start} to {part.stop}"
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{told}: read {type(found).__name__}, expected a NumPy array {expected}")
+    if found.shape != expected:
+        raise ValueError(f"{told}: read {found.shape}, expected {expected}, pictures and targets")
+    finite = np.isfinite(found)
+    if not finite.all():
         raise ValueError(
-            f"targets {part.start} to {part.stop}: found {found.shape} or numbers that are not finite, "
-            f"expected {(bases.n_pictures, part.stop - part.start)} finite ones"
+            f"{told}: target {part.start + int(finite.all(0).argmin())} is not finite, expected numbers; "
+            "leave such targets out"
         )
     found = found[bases.order]  # a copy
     y = found if found.dtype == bases.dtype else np.empty(found.shape, dtype=bases.dtype)
@@ -347,5 +377,11 @@ def _read(
         wide = found[rows] - mean
         y[rows] = wide
         square += bases.host_share[rows] @ np.square(wide, out=wide)
+    limit = np.finfo(y.dtype).max / 1e8
+    if not (square < limit).all():
+        raise ValueError(
+            f"{told}: target {part.start + int((square < limit).argmin())} is so large that {y.dtype} does not "
+            "hold its squares; scale it"
+        )
     y[:, constant(square, mean, len(y))] = 0
     return y, mean

@@ -4,6 +4,29 @@ With c the repeats of a picture and w = sqrt(c), ridge on the single trials is r
 weighted by c. The primal form takes a fold's Gram matrix from the whole by subtraction, and one
 eigenbasis a fold. The dual form has one eigenbasis for all folds: the weighted errors of a fold left
 out are (P_ff)^-1 (P w y)_f, P = (w K w + alpha)^-1 on what is orthogonal to the intercept.
+
+Responses are handed over by picture, as ``nsdcap.folds.collapse`` makes them of trials. All else follows
+the order of its sorted ``ids``: rows of features, rows and columns of a kernel, and folds, one for each
+picture here (for each trial in ``decode_bases``). The answer is a ``nsdcap.ridge.Fit``: ``predictions``
+(m, t) of ``test``, ``alpha_index`` (t,) into the penalties, ``cv_scores`` (n_alphas, t), R2 of the trials left
+out, and where asked for ``weights`` (p, t) of the features about their mean.
+
+>>> import numpy as np
+>>> from nsdcap.folds import collapse, grouped_folds
+>>> rng = np.random.default_rng(0)
+>>> features = rng.normal(size=(60, 5))  # of pictures 0 to 59
+>>> picture = rng.permutation(np.repeat(np.arange(60), 3))  # that each trial shows
+>>> voxels = features[picture] @ rng.normal(size=(5, 4)) + rng.normal(size=(180, 4))
+>>> data = collapse(voxels, picture)
+>>> folds = grouped_folds(data.ids, 5, seed=0)
+>>> alphas = np.logspace(-4, 3, 8)
+>>> fit = encode_primal(features[data.ids], data, folds, alphas, features[:2], return_weights=True)
+>>> fit.predictions.shape, alphas[fit.alpha_index].shape, fit.cv_scores.shape, fit.weights.shape
+((2, 4), (4,), (8, 4), (5, 4))
+>>> kernel = features @ features.T
+>>> dual = encode_dual(kernel, data, folds, alphas, kernel[:2])  # test: (m, n)
+>>> np.allclose(dual.predictions, fit.predictions)
+True
 """
 
 from __future__ import annotations
@@ -36,8 +59,11 @@ from nsdcap.ridge_input import (
     check_features,
     check_folds,
     check_kernel,
+    check_positive,
     check_responses,
+    check_scale,
     check_spread,
+    check_square,
 )
 from nsdcap.streams import fitting_block
 
@@ -49,7 +75,8 @@ def encode_primal(
 ) -> Fit:  # fmt: skip
     """Ridge from features (n, p) of pictures to voxels (n, t), a penalty for each by cross-validation.
 
-    ``data`` holds the voxels' responses by picture, ``folds`` (n,) each picture's fold, ``alphas``
+    ``data`` (``nsdcap.folds.collapse``) holds the voxels' responses by picture, n of them, in whose order are
+    the rows of ``features`` and ``folds`` (n,), each picture's fold, a whole number; ``alphas``
     multiples of the mean eigenvalue (or, ``relative`` false, the penalties), ``test`` (m, p) features.
     ``per_target`` false takes one penalty for all voxels, of the best mean score. Equal to ridge on the
     single trials. For p < n; products for each penalty are
@@ -62,9 +89,9 @@ def encode_primal(
     Raises
     ------
     ValueError
-        Shapes that disagree, numbers that are not finite, a feature that is the same for every
-        picture (without an intercept: 0 for every picture), features that are all the same for the
-        pictures that a fold trains on, a penalty not above 0, a block below 1.
+        Not arrays, shapes that disagree, numbers that are not finite or whose squares are not, a feature that
+        is the same for every picture (without an intercept: 0 for every picture), features that are all
+        the same for the pictures that a fold trains on, a penalty not above 0, a block below 1.
     """
     folds = check_encode("features", features, data, folds, alphas, test)
     check_features("features", features, intercept)
@@ -160,6 +187,7 @@ def _primal_folds(
     weight = xp.sqrt(counts)[:, None]
     grams = [(part := x[rows] * weight[rows]).T @ part for rows in groups]
     whole, found = sum(grams), []
+    check_scale("features", float(xp.trace(whole)))
     for fold, rows, gram in zip(names, groups, grams, strict=True):
         n_train = float(counts.sum() - counts[rows].sum())
         # the mean of all is 0, so what is left out tells the mean of the rest
@@ -215,13 +243,28 @@ class KernelBasis:
 
 
 def kernel_basis(kernel: Any, counts: Any, others: Any, intercept: bool = True) -> KernelBasis:
-    """Factorise the uncentred kernel (n, n) of pictures shown ``counts`` times; ``others`` (m, n).
+    """Factorise the uncentred kernel (n, n) of pictures shown ``counts`` (n,) times; ``others`` (m, n).
 
     float64; memory 3 (n^2 + m n) numbers beside the kernels.
+
+    Raises
+    ------
+    ValueError
+        Not arrays, shapes that disagree, numbers that are not finite, counts not above 0, a kernel that is
+        not symmetric or not that of features: negative.
     """
+    check_square(kernel, counts, others, "others")
+    return factorised(kernel, counts, others, intercept)
+
+
+def factorised(
+    kernel: Any, counts: Any, others: Any, intercept: bool = True, *, part: bool = False
+) -> KernelBasis:
+    """``kernel_basis`` of a kernel that was looked at. Of a ``part`` of one, little but rounding may be left,
+    and eigenvalues are then not looked at either."""
     xp = array_module(kernel)
     counts = xp.asarray(counts, dtype=xp.float64)
-    weight = xp.sqrt(counts)
+    weight, whole = xp.sqrt(counts), float((xp.diag(kernel) * counts).sum())
     if intercept:
         share = counts / counts.sum()
         column = kernel @ share
@@ -232,10 +275,13 @@ def kernel_basis(kernel: Any, counts: Any, others: Any, intercept: bool = True) 
     trace = float(xp.trace(gram))
     if intercept:
         # w is an eigenvector of eigenvalue 0; lifted above all others it comes last, and is dropped
-        gram += (2 * trace / float(counts.sum())) * weight[:, None] * weight
-    values, vectors = eigen(gram)
+        gram += (2 * abs(trace) / float(counts.sum())) * weight[:, None] * weight
+    values, vectors = xp.linalg.eigh(gram)
     if intercept:
         values, vectors = values[:-1], vectors[:, :-1]
+    if not part:
+        check_positive(gram.shape, float(values[0]), float(values[-1]), whole)
+    values = xp.maximum(values, 0)
     out = (others * weight) @ vectors
     return KernelBasis(values, vectors, out, weight, trace / float(counts.sum()))
 
@@ -253,11 +299,11 @@ def encode_dual(
     Raises
     ------
     ValueError
-        As ``encode_primal``; a kernel that is not symmetric, or the same for every picture.
+        As ``encode_primal``; a kernel that is not symmetric, negative, or the same for every picture.
     """
     folds = check_encode("kernel", kernel, data, folds, alphas, test)
     check_kernel(kernel, data.counts, folds, intercept)
-    basis = kernel_basis(kernel, data.counts, test, intercept)
+    basis = factorised(kernel, data.counts, test, intercept)
     return encode_basis(basis, data, folds, alphas, block, relative=relative, per_target=per_target)
 
 

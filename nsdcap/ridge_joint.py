@@ -6,6 +6,22 @@ each fold and for all pictures. A second space of q features then costs a matrix
     (K + rho B B' + a)^-1 = D - D B (1 / rho + B'DB)^-1 B'D,   D = 1 / (s + a),
 
 in the kernel's eigenbasis, and the eigenbasis of B'DB serves every ratio of the two penalties.
+
+Responses, rows and folds are by picture, as in ``ridge_encode``:
+
+>>> import numpy as np
+>>> from nsdcap.folds import collapse, grouped_folds
+>>> rng = np.random.default_rng(0)
+>>> wide, few = rng.normal(size=(62, 90)), rng.normal(size=(62, 5))  # 60 pictures and two to predict
+>>> picture = np.repeat(np.arange(60), 3)
+>>> data = collapse(wide[picture, :4] + few[picture, :4] + rng.normal(size=(180, 4)), picture)
+>>> folds = grouped_folds(data.ids, 5, seed=0)
+>>> bases = joint_bases(wide[:60] @ wide[:60].T, data.counts, folds, wide[60:] @ wide[:60].T)
+>>> alone, both = encode_joint(
+...     bases, [(few[:60], few[60:])], data, folds, np.logspace(-3, 3, 7), ratios=[0.1, 1, 10]
+... )
+>>> both.predictions.shape, both.alpha_index.shape, both.ratio_index.shape
+((2, 4), (4,), (4,))
 """
 
 from __future__ import annotations
@@ -25,6 +41,8 @@ from nsdcap.ridge import (
     alpha_grid,
     array_module,
     blocks,
+    check_arrays,
+    finite_numbers,
     r2,
     squared_errors,
     squares,
@@ -33,14 +51,16 @@ from nsdcap.ridge import (
     triangle_flops,
     unseen,
 )
-from nsdcap.ridge_encode import KernelBasis, kernel_basis
+from nsdcap.ridge_encode import KernelBasis, factorised
 from nsdcap.ridge_input import (
     check_features,
     check_folds,
     check_kernel,
     check_numbers,
     check_responses,
+    check_scale,
     check_spread,
+    check_square,
 )
 from nsdcap.streams import fitting_block
 
@@ -64,13 +84,13 @@ def joint_bases(kernel: Any, counts: Any, folds: Any, test: Any) -> JointBases:
     Raises
     ------
     ValueError
-        Shapes that disagree, numbers that are not finite, fewer than two folds, a kernel that is not
-        symmetric, or the same for every picture or for those that a fold trains on.
+        Not arrays, shapes that disagree, numbers that are not finite, fewer than two folds, a kernel that is
+        not symmetric, negative, or the same for every picture or for those that a fold trains on.
     """
     check_kernels(kernel, counts, folds, test)
     made = [fold_basis(kernel, counts, folds, fold) for fold in np.unique(folds)]
     return JointBases(
-        kernel_basis(kernel, counts, test), [basis for basis, _ in made], [left for _, left in made]
+        factorised(kernel, counts, test), [basis for basis, _ in made], [left for _, left in made]
     )
 
 
@@ -79,24 +99,14 @@ def fold_basis(kernel: Any, counts: Any, folds: Any, fold: Any) -> tuple[KernelB
     xp = array_module(kernel)
     left, train = (xp.asarray(np.flatnonzero(part)) for part in (folds == fold, folds != fold))
     rows = kernel[left][:, train]
-    basis = kernel_basis(kernel[train][:, train], counts[folds != fold], rows)
+    basis = factorised(kernel[train][:, train], counts[folds != fold], rows, part=True)
     return basis, np.flatnonzero(folds == fold)
 
 
 def check_kernels(kernel: Any, counts: Any, folds: Any, test: Any) -> None:
     """Raise ValueError as ``joint_bases`` says."""
-    n = len(kernel)
-    if kernel.shape != (n, n) or test.shape != (len(test), n) or np.shape(counts) != (n,):
-        raise ValueError(
-            f"kernel {kernel.shape}, test {test.shape}, counts {np.shape(counts)}: expected (n, n), "
-            "(m, n), (n,)"
-        )
-    folds = check_folds(folds, n)
-    check_numbers(kernel=kernel, test=test)
-    counts = np.asarray(counts, dtype=np.float64)
-    if not (np.isfinite(counts).all() and (counts > 0).all()):
-        raise ValueError(f"counts ({n},): expected numbers above 0, the repeats of each picture")
-    check_kernel(kernel, counts, folds)
+    check_square(kernel, counts, test)
+    check_kernel(kernel, counts, check_folds(folds, len(kernel)))
 
 
 def encode_joint(
@@ -121,8 +131,9 @@ def encode_joint(
     Raises
     ------
     ValueError
-        Shapes that disagree, numbers that are not finite, repeats that are not those of the bases, a
-        ratio below 0, a feature that is the same for every picture, a block below 1.
+        Spaces that are not pairs of arrays, shapes that disagree, numbers that are not finite, repeats that
+        are not those of the bases, a ratio below 0, a feature that is the same for every picture, a block
+        below 1.
     """
     folds = _check(bases, spaces, data, folds, ratios)
     xp = array_module(bases.whole.vectors)
@@ -305,15 +316,22 @@ def _check(bases: JointBases, spaces: Any, data: Collapsed, folds: Any, ratios: 
             f"folds {np.shape(folds)}: not those that the {len(bases.folds)} bases were made with; expected "
             "the same pictures left out"
         )
-    if len(ratios) == 0 or not (np.isfinite(ratios).all() and np.min(ratios) >= 0):
-        raise ValueError(f"ratios: found {ratios}, expected a list of finite numbers, none below 0")
-    for x, test in spaces:
+    finite_numbers("ratios", ratios, zero=True)
+    for number, pair in enumerate(spaces):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(
+                f"spaces: number {number} is a {type(pair).__name__}, expected a list of pairs, features "
+                "(n, q) of the training pictures and (m, q) of the test pictures"
+            )
+        x, test = pair
+        check_arrays(space=x, test=test)
         if x.shape != (n, x.shape[-1]) or test.shape != (m, x.shape[-1]):
             raise ValueError(
                 f"space {x.shape} and test {test.shape}: expected ({n}, q) and ({m}, q)"
             )
         check_numbers(space=x, test=test)
         check_features("space", x)
+        check_scale("space", _mean_eigenvalue(x, bases.whole.weight**2))
     if not bases.whole.scale > 0:
         raise ValueError(f"kernel ({n}, {n}): the same for every picture; leave the space out")
     for fold, basis in zip(np.unique(folds), bases.folds, strict=True):

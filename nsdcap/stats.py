@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import scipy.fft
 
-from nsdcap.ridge import array_module, blocks
+from nsdcap.ridge import array_module, blocks, check_arrays
 
 BLOCK = 48  # voxels at a time: their spectra fit the cache of a core
 CHUNK = 256  # nulls found again, or rows looked at, at a time
@@ -86,16 +87,16 @@ def p_permutation(
 
     Nulls are found in float32. Those as near to r, or to the largest so far, as ``_guard`` are found
     again as float64 sums, so that counts are those of a float64 loop. Memory: some (48, n) arrays,
-    32 times that on a device; nulls are counted, not kept. ValueError for other shapes and names, numbers
-    that are not finite, and ``n_nulls`` below 1.
+    32 times that on a device; nulls are counted, not kept. ValueError for what is no array, other shapes
+    and names, numbers that are not finite, and ``n_nulls`` that is no whole number above 0.
     """
     xp = _checked(predicted=predicted, measured=measured)
     if len(predicted) < 3:
         raise ValueError(f"predicted {predicted.shape}: expected 3 pictures at least")
     if null not in ("own", "pooled", "tail"):
         raise ValueError(f"null {null!r}: expected own, pooled or tail")
-    if n_nulls < 1:
-        raise ValueError(f"n_nulls: found {n_nulls}, expected 1 at least")
+    if not isinstance(n_nulls, Integral) or n_nulls < 1:
+        raise ValueError(f"n_nulls: found {n_nulls}, expected a whole number, 1 at least")
     fft = _fft(xp)
     n, t = predicted.shape
     drawn, m = null_orders(n, n_nulls, seed)
@@ -311,6 +312,7 @@ def _unit(x: Any) -> Any:
 
 def _checked(**arrays: Any) -> Any:
     """numpy, cupy or whichever module all arrays are of; ValueError where they do not fit, naming one."""
+    check_arrays(**arrays)
     shapes = {array.shape for array in arrays.values()}
     told = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
     if len(shapes) > 1 or len(min(shapes)) != 2 or 0 in min(shapes):

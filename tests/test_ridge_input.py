@@ -268,13 +268,25 @@ def test_folds_are_numbers_for_each_row() -> None:
     w = world(15, True)
     folds = w.picture_folds.astype(float)
     encode("primal", w, folds=list(folds))
-    folds[3] = np.nan
     voxels, test = voxels_of(w, 30)
-    for form in FORMS:
-        with pytest.raises(ValueError, match="NaN among them"):
-            encode(form, w, folds=folds)
-    with pytest.raises(ValueError, match="NaN among them"):
-        decode_bases(voxels, w.picture, test, folds[w.picture], 60)
+    for bad, match in (
+        (np.nan, "NaN among them"),
+        (0.5, "0.5 among them"),
+        ("a", "expected whole"),
+    ):
+        spoilt = folds.astype(object if bad == "a" else float)
+        spoilt[3] = bad
+        for form in FORMS:
+            with pytest.raises(ValueError, match=match):
+                encode(form, w, folds=spoilt)
+        with pytest.raises(ValueError, match=match):
+            decode_bases(voxels, w.picture, test, spoilt[w.picture], 60)
+        pictures = w.picture.astype(spoilt.dtype)
+        pictures[3] = bad
+        with pytest.raises(ValueError, match=f"picture .*{match}"):
+            decode_bases(voxels, pictures, test, w.folds, 60)
+    whole = decode_bases(voxels, w.picture.astype(float), test, w.folds.astype(float), 60)
+    assert len(whole.folds) == 4
 
 
 @pytest.mark.parametrize("block", [0, -3, 2.5, None])

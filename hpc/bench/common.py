@@ -5,6 +5,8 @@ Import it before NumPy: as it loads, it takes ``--threads`` (1 by default) from 
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import multiprocessing
 import os
 import resource
@@ -27,6 +29,40 @@ def _threads(arguments: list[str]) -> str:
 THREADS = _threads(sys.argv)
 for _name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR"):
     os.environ[f"{_name}_NUM_THREADS"] = THREADS  # read by the libraries as they load
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """What argparse reads a whole number with that is ``low`` or more."""
+
+    def read(text: str) -> int:
+        number = int(text) if text.lstrip("-").isdecimal() else low - 1
+        if number < low:
+            raise argparse.ArgumentTypeError(
+                f"found {text}, expected a whole number, {low} at least"
+            )
+        return number
+
+    return read
+
+
+def need(cure: str, *modules: str) -> None:
+    """End with one line where a module is not there; ``cure`` says what brings it."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            sys.exit(f"{Path(sys.argv[0]).name} needs {name}: {cure} ({error})")
+
+
+def need_gpu() -> None:
+    """End with one line where there is no CuPy or no GPU."""
+    need("pip install '.[cuda12]' or '.[cuda13]', or leave --gpu out", "cupy")
+    import cupy
+
+    try:
+        cupy.zeros(1).sum().item()
+    except Exception as error:  # of the driver, the runtime, a library: each has its own class
+        sys.exit(f"--gpu: CuPy finds no GPU that works ({error})")
 
 
 def timed(step: Callable[[], Any], done: Callable[[], None] = lambda: None) -> tuple[float, Any]:

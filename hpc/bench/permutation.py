@@ -5,7 +5,8 @@
 Synthetic predictions and responses of one map of true size, (982, 15000) float32. A round runs each once;
 medians of the rounds are given. The loop permutes rows of the standardised predictions, (982, 15000)
 float64, sums their products with the responses' and counts r that reach the voxel's; every permutation
-costs it the same, so it may run over --loop-nulls of them and its time be scaled to --nulls. Ours takes
+costs it the same, so it may run over --loop-nulls of them and its time be scaled to --nulls, which the
+printed time then says (with --json see loop_nulls_timed). Ours takes
 whole orders, each all 980 shifts of 980 of the 982 pictures: for 1,000 nulls it finds 1,959. ratio_vs_loop
 asks both for --nulls; ratio_per_null divides each time by the nulls found in it. Peak memory of ours and of
 the loop is that of a process of its own, which makes the data and runs it once (the loop over two permutations:
@@ -29,20 +30,27 @@ EFFECT = 0.1  # r of a tenth of the voxels
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=982)
-    parser.add_argument("--voxels", type=int, default=15000)
-    parser.add_argument("--nulls", type=int, default=1000)
-    parser.add_argument("--loop-nulls", type=int, help="permutations of the loop; default: --nulls")
-    parser.add_argument(
-        "--checked", type=int, default=1000, help="voxels whose counts are compared"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    some = common.at_least(1)
+    parser.add_argument("--pictures", type=common.at_least(3), default=982)
+    parser.add_argument("--voxels", type=some, default=15000)
+    parser.add_argument("--nulls", type=some, default=1000)
+    parser.add_argument(
+        "--loop-nulls", type=some, help="permutations of the loop; default: --nulls"
+    )
+    parser.add_argument(
+        "--checked", type=some, default=1000, help="voxels whose counts are compared"
+    )
+    parser.add_argument("--rounds", type=some, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="20 permutations of the loop a round")
     parser.add_argument("--gpu", action="store_true", help="all of it with CuPy")
     parser.add_argument("--json", action="store_true", help="one object on standard output")
     options = parser.parse_args()
+    if options.gpu:
+        common.need_gpu()
     if options.quick:
         options.loop_nulls, options.checked = options.loop_nulls or 20, min(options.checked, 200)
     options.loop_nulls = options.loop_nulls or options.nulls
@@ -50,6 +58,10 @@ def main() -> None:
     if options.json:
         print(json.dumps(found))
         return
+    if options.loop_nulls != options.nulls:
+        found["loop_seconds"] = (
+            f"{found['loop_seconds']:.4g}, extrapolated from {options.loop_nulls} nulls to {options.nulls}"
+        )
     common.tell(found)
 
 

@@ -3,7 +3,8 @@
     python hpc/bench/ridge.py --shape decode [--one-alpha] [--quick | --full] [--json] [--threads 1] [--gpu]
 
 Shapes: decode (voxels of trials -> latents of pictures), encode (features of pictures -> voxels of trials,
-p < n), dual (likewise, p > n, the kernel given), joint (a kernel shared by 12 layers' features).
+p < n), dual (likewise, p > n, the kernel given), joint (a kernel shared by 12 layers' features). scikit-learn
+runs for decode and encode on a CPU: it has no ridge with a penalty for each target on a given kernel.
 All get the same data, kernels too in float32, the same folds and penalties, and run in turn, --repeats times
 each, after a run of each on small data that is not counted. Ours factorises in float64 and multiplies what
 grows with the targets in float32; the peers compute in the data's float32. They get single trials, which is
@@ -13,7 +14,11 @@ says how often each ran. Beside wall time stands CPU time, which a busy machine 
 
 Peak memory is that of a process of its own that makes the data and solves once. error: of predictions under the
 chosen penalties, against SciPy in float64, over the largest prediction; of ours also the worst over the whole
-grid, one penalty at a time (max_rel_error).
+grid, one penalty at a time (max_rel_error). The last line also tells best_peer, the faster of himalaya's two
+backends, which ratio_vs_himalaya (its median time over ours) is taken against; and same_alpha, the share of
+targets for which ours and best_peer chose the same penalty (penalties of nearly the same score may swap).
+
+The peers come with pip install ".[test]".
 """
 
 from __future__ import annotations
@@ -219,13 +224,17 @@ def main() -> None:
         "--one-alpha", action="store_true", help="decode: one penalty for all targets"
     )
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--peer-repeats", type=int, help="of the others; default: --repeats")
+    parser.add_argument("--repeats", type=common.at_least(1), default=5)
+    parser.add_argument(
+        "--peer-repeats", type=common.at_least(1), help="of the others; default: --repeats"
+    )
     parser.add_argument("--threads", default="1")
-    parser.add_argument("--alphas", type=int, default=10, help="how many penalties")
+    parser.add_argument("--alphas", type=common.at_least(1), default=10, help="how many penalties")
     parser.add_argument("--gain", action="store_true", help="decode: ours finds the gain too")
-    for name in ("pictures", "features", "targets", "layers"):
-        parser.add_argument(f"--{name}", type=int, help=f"another number of {name}")
+    for name, low in (("pictures", 2 * FOLDS), ("features", 1), ("targets", 1), ("layers", 1)):
+        parser.add_argument(
+            f"--{name}", type=common.at_least(low), help=f"another number of {name}"
+        )
     parser.add_argument("--trials", action="store_true", help="joint: himalaya gets single trials")
     parser.add_argument("--full", action="store_true", help="decode, encode: a subject of NSD")
     parser.add_argument("--gpu", action="store_true")
@@ -234,6 +243,10 @@ def main() -> None:
     )
     parser.add_argument("--profile", action="store_true", help="where our time goes")
     options = parser.parse_args()
+    if options.gpu:
+        common.need_gpu()
+    if not options.profile:
+        common.need("pip install '.[test]'", "himalaya", "torch", "sklearn")
     problem = make(options)
     if options.profile:
         import cProfile
