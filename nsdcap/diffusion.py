@@ -19,11 +19,12 @@ class Diffusion:
     """Stable Diffusion 1.4 or a model of its layout, in eval mode, without gradients.
 
     The UNet computes in ``models.dtype``; latents are kept in float32 between its steps. The
-    autoencoder and the text encoder stay in float32: z and c are fitted to, together they are a tenth
-    of the work, and in float16 activations of this autoencoder can pass 65,504, which makes the picture
-    black. Weights are channels-last: on one CPU thread at the miniature's sizes that made the
-    autoencoder 1.15 to 1.4 times as fast, the UNet 1.2 to 1.6 times in bfloat16, and left it as it was in
-    float32. Attention is torch's scaled_dot_product_attention, the libraries' own default.
+    autoencoder and the text encoder stay in float32: z and c are fitted to; the autoencoder's share is a
+    twentieth (3.6 of 68 TFLOP for 512 pixels and 40 steps); and in float16 an activation past 65,504
+    would make a picture black. Weights are channels-last: on one CPU thread at the miniature's sizes
+    that made the autoencoder 1.15 to 1.4 times as fast, the UNet 1.2 to 1.6 times in bfloat16, and left
+    it as it was in float32; on a GPU it has not been measured. Attention is torch's
+    scaled_dot_product_attention, the libraries' own default.
 
     The safety checker is not used: it replaces pictures by black ones, and its verdict on a
     reconstruction says nothing about the brain.

@@ -125,7 +125,7 @@ def test_released_start_equals_compvis_script(folder, inputs, steps, strength):
     assert np.abs(plain - theirs).max() > 1e-2  # the other start is told apart
 
 
-def test_batch_order_and_processes_change_nothing(folder, inputs):
+def test_batch_and_order_change_nothing(folder, inputs):
     """Rows in other batches and another order: latents to 1e-4, as ``reconstruct`` promises."""
     coarse, c, noise = inputs
     diffusion = ours(folder, steps=15)

@@ -1,8 +1,9 @@
-"""Stable Diffusion 1.4's true architecture, with random weights. Run by hand: minutes, 10 GB of memory.
+"""Stable Diffusion 1.4's true architecture, with random weights. By hand: 4 minutes, 9 GB of memory, 5 of disk.
 
 python -m pytest -m byhand -s tests/test_true_size.py
 """
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ def test_stable_diffusion_paints_a_picture_of_512_pixels(tmp_path):
     write_diffusion(tmp_path)
     print(f"written: {time.perf_counter() - start:.0f} s")
     (seconds, shapes), peak = common.alone(paint, str(tmp_path))
+    shutil.rmtree(tmp_path)  # pytest would keep its 4 GB
     print(f"{seconds}, peak {peak / 1e3:.1f} GB")
     assert shapes == {
         "parameters": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},

@@ -78,7 +78,7 @@ def write_blip(folder: Path, size: int = 224, seed: int = 0) -> None:
         BertTokenizerFast,
         BlipConfig,
         BlipForConditionalGeneration,
-        BlipImageProcessor,
+        BlipImageProcessorPil,
     )
 
     torch.manual_seed(seed)
@@ -95,4 +95,4 @@ def write_blip(folder: Path, size: int = 224, seed: int = 0) -> None:
     tokenizer = BertTokenizerFast(str(vocabulary))
     tokenizer.add_special_tokens({"additional_special_tokens": ["[DEC]", "[ENC]"]})
     tokenizer.save_pretrained(folder)
-    BlipImageProcessor(size={"height": size, "width": size}).save_pretrained(folder)
+    BlipImageProcessorPil(size={"height": size, "width": size}).save_pretrained(folder)

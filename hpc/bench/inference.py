@@ -81,8 +81,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         options.blip, options.diffusion = f"{folder}/blip", f"{folder}/diffusion"
-        base_models.write_blip(Path(options.blip))
-        base_models.write_diffusion(Path(options.diffusion))
+        if set(options.what) != {"reconstructions"}:
+            base_models.write_blip(Path(options.blip))
+        if "reconstructions" in options.what:
+            base_models.write_diffusion(Path(options.diffusion))
         report(compare(options), options)
 
 
