@@ -5,6 +5,7 @@ Every test runs on the host and, where Apptainer is, in a real container.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pty
@@ -110,7 +111,9 @@ def test_signals_reach_the_program_and_its_end_is_waited_for(argv, tmp_path, who
 
 def test_interrupt_ends_the_program_as_it_would_alone(argv, tmp_path):
     code = "print('ready', flush=True)\nimport time\ntime.sleep(30)"
-    process = started(argv(*python(code)), tmp_path)
+    # a shell that starts these tests in the background has them ignore it
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = started(argv(*python(code)), tmp_path, preexec_fn=heed)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert "KeyboardInterrupt" in err
