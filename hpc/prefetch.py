@@ -12,7 +12,8 @@ SHA-256 and its licence by the model's card.
 What pins the weights is that lock. No revision stands in this program: the first fetch takes what REVISION
 (default main) is on that day and writes its commit hash down. With a lock there, the same revisions are
 meant, and a file whose SHA-256 is another one is refused; --update takes the revisions anew. To have what
-someone else had, put their weights.lock.json into FOLDER before.
+someone else had, put their weights.lock.json into FOLDER before: its models are fetched from where it says,
+and those of the four above that it does not name. --models NAME fetches one alone.
 
 A run that was stopped goes on: files that are there with the right SHA-256 are not fetched again. Exit codes:
 0; 2 usage; 65 something differs, is missing or cannot be fetched.
@@ -88,7 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
         folder = options.folder.expanduser().absolute()
         if options.check:
             return check(folder)
-        return fetch(folder, chosen(options.models), options.update)
+        known = DEFAULTS | locked(weights.read_lock(folder), options.update)
+        return fetch(folder, chosen(options.models, known), options.update)
     except NsdcapError as error:
         print(f"prefetch: {error}", file=sys.stderr)
         return error.exit_code
@@ -106,7 +108,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="where the models come to")
     add("--models", nargs="+", default=[], metavar="NAME[=REPO[@REVISION]]",
-        help=f"only these: {', '.join(DEFAULTS)}, or NAME=OWNER/REPO, NAME=https://.../FILE")  # fmt: skip
+        help=f"only these: {', '.join(DEFAULTS)}, one of the lock's, NAME=OWNER/REPO or "
+             "NAME=https://.../FILE")  # fmt: skip
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--update", action="store_true",
                        help="take what the revisions are now, and write the lock anew")  # fmt: skip
@@ -115,33 +118,45 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def chosen(given: list[str]) -> dict[str, Source]:
-    """The sources by their names, of ``--models``; all defaults without it.
+def locked(lock: dict[str, Entry], update: bool) -> dict[str, Source]:
+    """The sources of a lock's models, at its revisions; with ``update`` at those that there are now."""
+    found = {}
+    for path, entry in lock.items():
+        name = path.partition("/")[0]
+        usual = DEFAULTS.get(name, Source(""))
+        revision = "" if update else entry.revision
+        found[name] = Source(
+            entry.repo, revision, usual.setting, entry.licence, usual.tokenizer_only
+        )
+    return found
+
+
+def chosen(given: list[str], known: dict[str, Source]) -> dict[str, Source]:
+    """The sources by their names, of ``--models``; without it all that are ``known``.
 
     Raises
     ------
     UsageError
-        A name that is no plain folder's, or has no default and no source.
+        A name that is no plain folder's, or is not known and has no source.
     """
     found: dict[str, Source] = {}
-    for text in given or list(DEFAULTS):
+    for text in given or list(known):
         name, _, where = text.partition("=")
         if not re.fullmatch(r"[\w][\w.-]*", name) or name == LOCK:
             raise UsageError(
                 f"--models: found {text!r}, expected NAME=REPO with a NAME like clip-b32"
             )
-        default = DEFAULTS.get(name)
-        if not where and default is None:
+        if where:
+            repo, _, revision = (where, "", "") if "://" in where else where.partition("@")
+            usual = DEFAULTS.get(name, Source(""))
+            licence = usual.licence if "://" in repo else ""
+            found[name] = Source(repo, revision, usual.setting, licence, usual.tokenizer_only)
+        elif name in known:
+            found[name] = known[name]
+        else:
             raise UsageError(
-                f"--models: found {name!r}, expected NAME=REPO or one of {', '.join(DEFAULTS)}"
+                f"--models: found {name!r}, expected NAME=REPO or one of {', '.join(known)}"
             )
-        if not where and default is not None:
-            found[name] = default
-            continue
-        repo, _, revision = (where, "", "") if "://" in where else where.partition("@")
-        known = default or Source("")
-        licence = known.licence if "://" in repo else ""
-        found[name] = Source(repo, revision, known.setting, licence, known.tokenizer_only)
     return found
 
 

@@ -39,7 +39,8 @@ def in_batches(
             if not should_reduce_batch_size(error):
                 raise
             if tried == 1:
-                raise RuntimeError(f"{what}: not even one fits into memory ({error})") from error
+                # not in its words, by which a loop around this one would halve its own batch
+                raise RuntimeError(f"{what}: not even one fits into memory") from error
         # only here, past the error, is what the batch had taken let go of
         size = tried // 2
         print(f"{what}: {tried} at a time do not fit into memory, going on with {size}")

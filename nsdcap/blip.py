@@ -23,7 +23,8 @@ Part = TypeVar("Part")
 class Blip:
     """A pre-trained captioner, without gradients.
 
-    A batch that does not fit into memory is halved; ``batch`` keeps the one that did.
+    A batch that does not fit into memory is halved; ``batch`` keeps the one that did. Attention is
+    transformers' own of these classes, written out: they have none by SDPA.
 
     Parameters
     ----------
@@ -124,24 +125,15 @@ class Blip:
         """z_B: hidden states while a caption is written, by teacher forcing (paper 3.4).
 
         z_v (n, tokens, width) float32 of the pictures, one caption each. The positions of the
-        written tokens (neither the prompt nor padding) are cut into three equal parts and averaged.
-        Returns (n, 1 + layers, 3, width) float32: embeddings and layers; early, mid, late.
-
-        Raises
-        ------
-        DataError
-            A caption of fewer than three tokens, which has no early, mid and late.
+        written tokens (neither the prompt nor padding) are cut into three equal parts and averaged; of one
+        or two tokens, which the paper's shortest length allows, parts share a position. A caption in which
+        nothing was written has the state of the prompt's last token, at which that was decided, in all
+        three. Returns (n, 1 + layers, 3, width) float32: embeddings and layers; early, mid, late.
         """
 
         def read(rows: slice) -> np.ndarray:
             z, texts = torch.as_tensor(z_v[rows]).to(self.device, self.dtype), captions[rows]
             words = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-            short = [text for text, row in zip(texts, words, strict=True) if len(row) < len(PHASES)]
-            if short:
-                raise DataError(
-                    f"caption {short[0]!r} has fewer than {len(PHASES)} tokens, so it has no early, mid "
-                    "and late part; raise caption.min_length"
-                )
             longest = max(map(len, words))
             padded = [self.prompt + row + [self.pad] * (longest - len(row)) for row in words]
             real = [
@@ -193,12 +185,17 @@ class Blip:
 
         Where the count is no multiple of three a position on the border counts in part to each side.
         """
+        before = len(self.prompt)
+        if not written:
+            alone = torch.zeros(len(PHASES), before + longest, dtype=torch.float64)
+            alone[:, before - 1] = 1
+            return alone
         edges = np.linspace(0, written, len(PHASES) + 1)
         left, right = np.arange(longest), np.arange(longest) + 1
         overlap = np.minimum(right, edges[1:, None]) - np.maximum(left, edges[:-1, None])
         weights = np.clip(overlap, 0, None)
         weights /= weights.sum(1, keepdims=True)
-        return torch.from_numpy(np.pad(weights, ((0, 0), (len(self.prompt), 0))))
+        return torch.from_numpy(np.pad(weights, ((0, 0), (before, 0))))
 
 
 def _from_folder(where: str) -> tuple[Any, Any, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -364,7 +366,7 @@ def _check(config: Config) -> None:
         )
     least = {
         "data.sessions": 0, "ridge.folds": 2, "ridge.block": 1, "encode.block": 1, "caption.beams": 1,
-        "caption.max_length": 1, "reconstruct.samples": 1, "reconstruct.steps": 1,
+        "caption.max_length": 1, "caption.min_length": 0, "reconstruct.samples": 1, "reconstruct.steps": 1,
         "reconstruct.batch": 1, "models.batch": 1, "models.picture_size": 0, "reconstruct.size": 8,
         "reconstruct.coarse_size": 8, "encode.nulls": 1, "encode.bootstraps": 1,
     }  # fmt: skip
@@ -373,7 +375,26 @@ def _check(config: Config) -> None:
         found = getattr(getattr(config, section), key)
         if found < low:
             raise UsageError(f"setting {name}: found {found}, expected at least {low}")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", config.models.device):
+        raise UsageError(
+            f"setting models.device: found {config.models.device!r}, expected auto, cpu, cuda or cuda:1"
+        )
+    words = config.caption
+    if words.max_length < words.min_length:
+        raise UsageError(
+            f"setting caption.max_length: found {words.max_length}, expected at least min_length, "
+            f"{words.min_length}"
+        )
+    if not words.repetition_penalty > 0:
+        raise UsageError(
+            f"setting caption.repetition_penalty: found {words.repetition_penalty}, expected above 0"
+        )
     painted = config.reconstruct
+    if not math.isfinite(painted.guidance) or painted.steps > 1000:
+        raise UsageError(
+            f"settings reconstruct.guidance and steps: found {painted.guidance} and {painted.steps}, "
+            "expected a number and at most 1000, the steps that Stable Diffusion was trained with"
+        )
     if not 0 < painted.strength <= 1:
         raise UsageError(
             f"setting reconstruct.strength: found {painted.strength}, expected above 0, up to 1"

@@ -60,6 +60,12 @@ def launch(options: argparse.Namespace) -> int:
     if options.out is None and not miniature:
         raise UsageError("--out: give the folder for the results")
     out = (options.out or MINIATURE_OUT).absolute()
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > 1:
+        raise UsageError(
+            f"this is one of {started} processes (WORLD_SIZE), each of which would do all of the work: "
+            f"start the launcher by itself, with --processes {started}"
+        )
     executor, why = choose_executor(options)
     site = read_site(options) if executor != "inline" else None
     if site is not None and site.cache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -62,7 +63,20 @@ def reading(place: str, what: str) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+    except UnpicklingError as error:
+        raise DataError(
+            f"{place}: a file of {what} is damaged, or holds code beside tensors and is not run; fetch it "
+            "anew, best as safetensors"
+        ) from error
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        TypeError,
+        KeyError,
+        EOFError,
+        SafetensorError,
+    ) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
             f"{place}: no {what} could be read there ({lines[0][:200]}); "

@@ -151,15 +151,21 @@ def settle(options: argparse.Namespace, out: Path, miniature: bool) -> Config:
 
 def absolute(settings: Config) -> Config:
     """The settings with the paths of folders and files made absolute: they are read from elsewhere, later."""
-    from dataclasses import replace
+    from dataclasses import fields, replace
 
     from nsdcap.model_files import local
 
+    home: dict[str, Any] = {
+        f.name: str(Path(where).expanduser())
+        for f in fields(settings.models)
+        if str(where := getattr(settings.models, f.name)).startswith("~")
+    }
+    settings = replace(settings, models=replace(settings.models, **home))
     models: dict[str, Any] = {
         name: str(path.absolute()) for name, path in local(settings.models).items()
     }
     data: dict[str, Any] = {
-        name: str(Path(where).absolute())
+        name: str(Path(where).expanduser().absolute())
         for name in ("nsd_root", "annotations")
         if (where := getattr(settings.data, name))
     }

@@ -23,11 +23,14 @@ def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T
         )
         return
     told, start = 0, time.monotonic()
+    last = start
     for done, item in enumerate(items, 1):
         yield item
-        if total and done * 20 // total > told:
-            told = done * 20 // total
-            spent = time.monotonic() - start
+        now = time.monotonic()
+        # what is only put together from finished parts flies past
+        if total and done * 20 // total > told and (now - last > 1 or done == total):
+            told, last = done * 20 // total, now
+            spent = now - start
             print(
                 f"{what}: {told * 5} % ({done} of {total}, {spent:.0f} s)",
                 file=sys.stderr,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -78,7 +79,7 @@ def share_out(settings: Config, out: Path, cell: Cell, processes: int) -> None:
     Raises
     ------
     DataError, UsageError
-        As one of the processes did; the others are ended.
+        As one of the processes did; the others are ended. Or there are fewer GPUs.
     RuntimeError
         One ended otherwise: its last line, and its traceback. Or parts are missing or were done twice.
     """
@@ -88,13 +89,15 @@ def share_out(settings: Config, out: Path, cell: Cell, processes: int) -> None:
 
     from nsdcap.preflight import freeze
 
+    _check_gpus(settings, processes)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # told by ours
     for number in range(processes):
         _told(out, cell, number).unlink(missing_ok=True)
     file = freeze(settings, out)
     launch = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex,
         rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0", max_restarts=0, monitor_interval=0.1,
-        start_method="spawn",
+        start_method="spawn", local_addr="127.0.0.1",  # a machine's own name may be unknown
     )  # fmt: skip
     with _own_signals(), _threads_for(processes):
         _start_tracker()
@@ -119,8 +122,8 @@ def share(
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         if os.getppid() != parent:
             sys.exit("the process that began this cell is gone")
-    for number in (signal.SIGINT, signal.SIGUSR2):  # it also gets these, and decides
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the cell's process gets it, too, and decides
     from datetime import timedelta
 
     from accelerate import PartialState
@@ -173,14 +176,30 @@ def _explain(out: Path, cell: Cell, processes: int, error: Any) -> None:
                 f"process {number + 1} of {processes}:\n{told['traceback'].strip()}"
             ) from None
     number, failure = error.get_first_failure()
+    if failure.exitcode == -signal.SIGINT:
+        raise KeyboardInterrupt from None
     raise RuntimeError(
         f"process {number + 1} of {processes} was ended: {failure.message or failure.signal_name()}"
     ) from None
 
 
+def _check_gpus(settings: Config, processes: int) -> None:
+    import torch
+
+    from nsdcap.devices import choose_device
+
+    device, seen = choose_device(settings.models.device), torch.cuda.device_count()
+    if device.type == "cuda" and (processes > seen or device.index is not None):
+        raise UsageError(
+            f"{processes} processes, one a GPU: {seen} GPUs are visible and models.device is "
+            f"{settings.models.device!r}; expected at most as many processes, and auto or cuda"
+        )
+
+
 def _check(out: Path, cell: Cell, processes: int) -> None:
     """Whether each part that was missing was done once, and is there."""
-    told = [json.loads(_told(out, cell, number).read_text()) for number in range(processes)]
+    files = [_told(out, cell, number) for number in range(processes)]
+    told = [json.loads(f.read_text()) if f.exists() else {"missing": [], "mine": []} for f in files]
     missing = told[0]["missing"]
     done = [name for one in told for name in one["mine"]]
     gaps = [name for name in missing if not is_kept(out, cell, name)]

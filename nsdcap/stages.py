@@ -199,7 +199,7 @@ def blip_config(where: str) -> dict[str, Any]:
         except (OSError, HFValidationError) as error:
             raise DataError(
                 f"models.blip = {where!r}: neither a folder with config.json nor a hub id that can be "
-                f"reached; fetch the weights on a machine with a network, python hpc/prefetch.py, and give "
-                "their folder"
+                f"reached; fetch the weights on a machine with a network, python hpc/prefetch.py FOLDER, and "
+                "give the folder of it"
             ) from error
     return dict(json.loads(file.read_text()))

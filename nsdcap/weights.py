@@ -126,8 +126,8 @@ def verify(setting: str, where: str, contents: bool = True) -> None:
     for _, wrong in compare(root, mine, strangers(folder, root, mine), contents):
         if wrong:
             raise DataError(
-                f"{setting} = {where!r}: {wrong}; mend with python hpc/prefetch.py {root}, or find out who "
-                "changed it"
+                f"{setting} = {where!r}: {wrong}; mend with python hpc/prefetch.py {root}"
+                f"{f' --models {folder.name}' if below else ''}, or find out who changed it"
             )
 
 
@@ -236,16 +236,23 @@ def missing(model: str, where: str) -> str:
             f"--models {Path(where).name}={where}, and give models.{model}=FOLDER/{Path(where).name}"
         )
     path = Path(where).expanduser()
+    if (
+        model == "blip"
+        and path.is_dir()
+        and (inside := sorted(path.glob("*.pth")))
+        and lacks(model, path)
+    ):
+        return f"models.{model} = {where!r}: that folder holds {inside[0].name}; give the file, {inside[0]}"
     if model == "blip" and (where.endswith(ORIGINALS) or path.is_file()):
         gap = "" if path.is_file() else "there is no such file"
-        top = path.parent.parent
     else:
         gap = "" if path.is_dir() else "there is no such folder"
         gap = gap or (f"no {lack} in it" if (lack := lacks(model, path)) else "")
-        top = path.parent
+    folder = path.parent if where.endswith(ORIGINALS) else path
+    known = f"{folder.parent} --models {folder.name}" if (folder.parent / LOCK).is_file() else ""
     return gap and (
-        f"models.{model} = {where!r}: {gap}{bound()}; fetch the weights on a machine with a network, "
-        f"python hpc/prefetch.py {top}, or mend the setting"
+        f"models.{model} = {where!r}: {gap}{bound()}; mend the setting, or fetch the weights on a machine "
+        f"with a network, python hpc/prefetch.py {known or 'FOLDER'}"
     )
 
 

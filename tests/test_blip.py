@@ -152,9 +152,39 @@ def test_a_batch_that_does_not_fit_is_halved_and_stays_so(pictures, z_v, monkeyp
     assert "BLIP: 8 at a time do not fit into memory, going on with 4" in capsys.readouterr().out
 
 
-def test_a_caption_too_short_for_three_phases_is_refused(blip, z_v):
-    with pytest.raises(DataError, match="fewer than 3 tokens"):
-        blip.text_states(z_v[:1], ["a car"])
+@pytest.mark.parametrize("text", ["a", "a car"])
+def test_a_caption_of_one_or_two_words_has_three_phases(blip, z_v, text):
+    """The prompt's tokens count to the shortest length, so such captions are written; others beside it
+    do not change."""
+    other = "a red ball on the beach"
+    alone, together = blip.text_states(z_v[:1], [text])[0], blip.text_states(z_v[:2], [text, other])
+    np.testing.assert_allclose(together[0], alone, atol=1e-5)
+    np.testing.assert_allclose(together[1], blip.text_states(z_v[1:2], [other])[0], atol=1e-5)
+    hidden = states_of(blip, z_v[0], text)  # (states, tokens, width)
+    np.testing.assert_allclose(alone[:, 0], hidden[:, 0], atol=1e-5)
+    np.testing.assert_allclose(alone[:, 1], hidden.mean(1), atol=1e-5)
+    np.testing.assert_allclose(alone[:, 2], hidden[:, -1], atol=1e-5)
+
+
+def test_a_caption_of_nothing_has_the_state_at_which_that_was_decided(blip, z_v):
+    prompt_alone = states_of(blip, z_v[0], "", skip=0)[:, -1]
+    for texts in ([""], ["", "a red ball on the beach"]):
+        found = blip.text_states(z_v[: len(texts)], texts)[0]
+        for phase in range(3):
+            np.testing.assert_allclose(found[:, phase], prompt_alone, atol=1e-5)
+
+
+def states_of(blip, z, text, skip=None):
+    """Hidden states (states, tokens, width) of the written tokens, by the decoder itself."""
+    words = blip.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    with torch.no_grad():
+        output = blip.model.text_decoder(
+            input_ids=torch.tensor([[*blip.prompt, *words]]),
+            encoder_hidden_states=torch.from_numpy(z[None]),
+            output_hidden_states=True,
+        )
+    skip = len(blip.prompt) if skip is None else skip
+    return torch.stack(output.hidden_states)[:, 0, skip:].numpy()
 
 
 @pytest.fixture

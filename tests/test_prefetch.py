@@ -265,6 +265,25 @@ def test_the_lock_holds_the_revision_until_update(hub, prefetch, tmp_path):
     assert prefetch("--check")[0] == 0
 
 
+def test_a_lock_by_itself_says_where_its_models_are_from(hub, prefetch, tmp_path):
+    """Another's lock, or one's own with damaged files: a name is enough, be it of the hub or a URL."""
+    mine = f"mine={hub.endpoint}/files/base.pth"
+    assert prefetch("--models", f"clip={CLIP}", mine)[0] == 0
+    models = tmp_path / "models"
+    lock, whole = (models / LOCK).read_bytes(), (models / "mine/base.pth").read_bytes()
+    shutil.rmtree(models)
+    models.mkdir()
+    (models / LOCK).write_bytes(lock)
+    assert prefetch("--models", "clip", "mine")[0] == 0
+    assert (models / LOCK).read_bytes() == lock
+    (models / "mine/base.pth").write_bytes(whole[:-1])
+    code, said = prefetch("--check")
+    assert (code, "WRONG" in said) == (65, True)
+    assert prefetch("--models", "mine")[0] == 0
+    assert (models / "mine/base.pth").read_bytes() == whole
+    assert prefetch("--models", "other")[0] == 2
+
+
 def test_what_cannot_be_fetched_is_one_line(hub, prefetch, tmp_path):
     def refused(*words: str, **variables: str) -> str:
         code, said = prefetch("--models", *words, **variables)
@@ -291,6 +310,7 @@ def test_what_cannot_be_fetched_is_one_line(hub, prefetch, tmp_path):
                                        "it names no files; fetch first")  # fmt: skip
     (tmp_path / "models" / LOCK).write_text("{")
     assert "cannot be read as a lock" in prefetch("--check")[1]
+    (tmp_path / "models" / LOCK).unlink()
     for words in (["clip b=x/y"], ["none"], ["../x=a/b"]):
         assert prefetch("--models", *words)[0] == 2
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from processes import gone, workers
 from small_runs import times, without
 
-from nsdcap import launch, miniature, shards
+from nsdcap import config, launch, miniature, shards
+from nsdcap.errors import UsageError
 from nsdcap.parts import keep
 from nsdcap.paths import Cell, artefact, parts_folder, sidecar, write_json
 
@@ -52,6 +55,38 @@ def test_two_processes_give_the_bytes_of_one(small_run, tmp_path, cell):
     assert not parts_folder(out, cell).exists()
 
 
+def test_a_machine_whose_own_name_is_unknown(small_run, tmp_path, monkeypatch):
+    """As compute nodes and laptops often are; the processes meet all the same."""
+    arguments, done = small_run
+    out = without(FEATURES, done, tmp_path / "out")
+    monkeypatch.setattr(socket, "getfqdn", lambda *_: "no-such-host.invalid")
+    words = [*arguments, "--stage", "features", "--out", str(out), "--processes", "2"]
+    assert launch.main(words) == 0
+    assert artefact(out, FEATURES).read_bytes() == artefact(done, FEATURES).read_bytes()
+
+
+def test_ctrl_c_ends_all_at_once(small_run, tmp_path):
+    arguments, done = small_run
+    out = without(FEATURES, done, tmp_path / "out")
+    words = [*arguments, "--stage", "features", "--out", str(out), "--processes", "2"]
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    with (out / "said.txt").open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "nsdcap.launch", *words], stdout=said, stderr=said,
+            start_new_session=True, preexec_fn=heed,
+        )  # fmt: skip
+    until(lambda: len(times(FEATURES, out)) >= 1)
+    both = workers(process.pid)
+    start = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(60) == 130
+    assert time.monotonic() - start < 15
+    assert all(map(gone, both))
+    told = (out / "said.txt").read_text()
+    assert told.splitlines()[-1].startswith("nsdcap: stopped; the same command goes on")
+    assert "Traceback" not in told
+
+
 def test_a_process_that_is_killed_ends_the_others_and_nothing_is_done_again(small_run, tmp_path):
     arguments, done = small_run
     out = without(FEATURES, done, tmp_path / "out")
@@ -63,6 +98,7 @@ def test_a_process_that_is_killed_ends_the_others_and_nothing_is_done_again(smal
     assert process.wait(60) == 1
     told = (out / "said.txt").read_text()
     assert "FAILED" in told
+    assert "Traceback" not in told
     assert re.search(r"process \d of 2 was ended: .*SIGKILL", told)
     assert all(map(gone, both))
     kept = times(FEATURES, out)
@@ -141,3 +177,24 @@ def test_processes_are_refused_where_they_make_no_sense(tmp_path, capsys):
         assert launch.main(["--out", str(tmp_path / "out"), *words]) == 2
         assert said in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_one_of_several_processes_is_told_how_it_is_done(tmp_path, capsys, monkeypatch):
+    """accelerate launch and torchrun start the same command several times."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launch.main(["--out", str(tmp_path / "out")]) == 2
+    assert "start the launcher by itself, with --processes 2" in capsys.readouterr().err
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("auto", "cuda"):
+        settings = config.load(settings=(f"models.device={device}",))
+        shards._check_gpus(settings, 2)
+        with pytest.raises(UsageError, match="3 processes, one a GPU: 2 GPUs are visible"):
+            shards._check_gpus(settings, 3)
+    with pytest.raises(UsageError, match="'cuda:1'"):
+        shards._check_gpus(config.load(settings=("models.device=cuda:1",)), 2)
