@@ -133,14 +133,19 @@ def test_inputs_that_are_missing_are_named(command, capsys):
 
 @pytest.mark.parametrize("executor", ["inline", "local"])
 def test_a_failed_cell_leaves_nothing_half_written(command, capsys, executor):
-    """Captions cut to one word have no early, mid and late: features starts, then fails."""
+    """A prompt that is longer than captions may be: features starts, then fails in its first batch."""
     arguments, out = command
-    short = ["--set", "caption.min_length=5", "--set", "caption.max_length=5"]
+    long = [
+        "--set",
+        "caption.prompt='a picture of a picture of a'",
+        "--set",
+        "caption.max_length=6",
+    ]
     stage = [*arguments, "--stage", "features", "--executor", executor]
-    assert launch.main([*stage, *short]) == 65
+    assert launch.main([*stage, *long]) == 1
     said = capsys.readouterr().err
     assert "features: FAILED" in said
-    assert "fewer than 3 tokens" in said
+    assert "max_length" in said
     assert not artefact(out, Cell("features")).exists()
     assert not list((out / "features").glob(".*partial"))
     assert status.main([str(out)]) == 75
