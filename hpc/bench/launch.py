@@ -130,7 +130,7 @@ def main() -> None:
         ended = [
             path
             for number in numbers
-            for path in logs(ledger.out).glob(f"{number}*_log.out")
+            for path in logs(ledger.out).glob(f"{number}_*_log.out")
             if "Job completed successfully" in path.read_text()
         ]
         found["ended_well"] = len(ended)
