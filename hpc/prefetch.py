@@ -41,6 +41,7 @@ from nsdcap import weights
 from nsdcap.dry_run import size as in_words
 from nsdcap.errors import DataError, NsdcapError, UsageError
 from nsdcap.hub import needed, reason
+from nsdcap.model_files import sha256
 from nsdcap.weights import LOCK, Entry
 
 PIECE = 1 << 20
@@ -331,7 +332,7 @@ def bring(folder: Path, item: Item, update: bool) -> Entry:
     """
     target, entry = folder / item.path, item.entry
     if entry.sha256 and target.is_file() and target.stat().st_size == entry.size:
-        if weights.sha256(target) == entry.sha256:
+        if sha256(target) == entry.sha256:
             return entry
         print(f"{item.path}: is not what it should be, fetched anew", flush=True)
     partial = target.with_name(f".{target.name}.partial")
@@ -340,7 +341,7 @@ def bring(folder: Path, item: Item, update: bool) -> Entry:
         item.fetch(partial)
     except OSError as error:
         raise DataError(f"{item.path}: {reason(error, entry.repo)}") from error
-    found, n_bytes = weights.sha256(partial), partial.stat().st_size
+    found, n_bytes = sha256(partial), partial.stat().st_size
     if n_bytes != entry.size or (entry.sha256 and found != entry.sha256):
         partial.unlink()
         wanted = f"{entry.size} bytes" + (f" of SHA-256 {entry.sha256}" if entry.sha256 else "")

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from nsdcap.errors import DataError
+from nsdcap.errors import DataError, first_line
 
 HEAD = 64
 _LAYER = (r"visual_encoder\.blocks\.(\d+)\.", r"vision_model.encoder.layers.\1.")
@@ -207,10 +207,9 @@ def _tokenizer(words: str, tokens: int) -> Any:
         if tokenizer.vocab_size <= len(tokenizer.all_special_tokens):  # made up where none is found
             raise OSError("no vocabulary, in a folder or by hub id")
     except (OSError, ValueError, RuntimeError) as error:
-        why = str(error).strip().partition("\n")[0][:200]
         raise DataError(
-            f"models.blip_tokenizer = {words!r}: no BERT tokenizer could be read there ({why}); a "
-            "checkpoint file holds no vocabulary, so give a folder with bert-base-uncased's vocab.txt"
+            f"models.blip_tokenizer = {words!r}: no BERT tokenizer could be read there ({first_line(error)}); "
+            "a checkpoint file holds no vocabulary, so give a folder with bert-base-uncased's vocab.txt"
         ) from error
     tokenizer.add_special_tokens({"bos_token": "[DEC]"})
     tokenizer.add_tokens(["[ENC]"], special_tokens=True)

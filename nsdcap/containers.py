@@ -14,6 +14,7 @@ from nsdcap.cells import Ledger
 from nsdcap.errors import DataError, NsdcapError
 from nsdcap.model_files import local
 from nsdcap.paths import atomic
+from nsdcap.shards import THREADS
 from nsdcap.site import Site
 
 SIF_MAGIC = (32, b"SIF_MAGIC")  # where it stands in a SIF file
@@ -34,7 +35,7 @@ def command(ledger: Ledger, site: Site, *, threads: int, gpus: list[str] | int |
     SLURM gives.
     """
     words = ["bash", str(_script(ledger.out))]
-    environment = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "OPENBLAS", "MKL")}
+    environment = dict.fromkeys(THREADS, str(threads))
     if isinstance(gpus, list):
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     cache = site.cache or os.environ.get("HF_HOME", "")

@@ -22,6 +22,12 @@ class DataError(NsdcapError):
     exit_code = 65
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what a library's error says, 200 letters of it; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 def bound() -> str:
     """What to add, inside an image, where a folder or file is not there."""
     inside = "APPTAINER_CONTAINER" in os.environ or "SINGULARITY_CONTAINER" in os.environ

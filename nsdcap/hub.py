@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
-from nsdcap.errors import DataError
+from nsdcap.errors import DataError, first_line
 from nsdcap.weights import snapshot
 
 TOKENIZER = (
@@ -112,12 +112,7 @@ def reason(error: Exception, what: str) -> str:
             return f"the disk is full ({one.strerror}); free room and run it again"
     for one in chain:
         if isinstance(one, (errors.HTTPError, ConnectionError, TimeoutError)):
-            return f"no network: {host} cannot be reached ({_first(one)})"
+            return f"no network: {host} cannot be reached ({first_line(one)})"
     if isinstance(error, OSError):
-        return _first(error)
+        return first_line(error)
     raise error
-
-
-def _first(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

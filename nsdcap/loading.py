@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nsdcap.errors import DataError
+from nsdcap.errors import DataError, first_line
 
 # Counters 0, 1, 2 ... that older releases of transformers saved with CLIP's weights.
 HARMLESS = ("position_ids",)
@@ -77,9 +77,8 @@ def reading(place: str, what: str) -> Iterator[None]:
         EOFError,
         SafetensorError,
     ) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(
-            f"{place}: no {what} could be read there ({lines[0][:200]}); "
+            f"{place}: no {what} could be read there ({first_line(error)}); "
             "give a folder in Hugging Face's layout or a hub id"
         ) from error
 

@@ -11,12 +11,13 @@ from nsdcap.config import MODEL_NAMES, Models
 
 # a folder's weights: the first of these that it holds, as transformers and diffusers choose
 WEIGHTS = ("*.safetensors", "*pytorch_model*.bin")
+ORIGINALS = (".pth", ".pt")  # of BLIP's own code
 
 
 def is_checkpoint(where: str) -> bool:
     """Whether ``models.blip`` names a file, a checkpoint of BLIP's own code, there or not."""
     path = Path(where)
-    return path.is_file() or (path.suffix in (".pth", ".pt") and not path.is_dir())
+    return path.is_file() or (path.suffix in ORIGINALS and not path.is_dir())
 
 
 def sources(models: Models) -> dict[str, str]:
@@ -70,8 +71,13 @@ def _weights(where: str) -> Iterator[tuple[str, Path]]:
 @lru_cache
 def _sha256(path: Path, size: int, changed: int) -> str:
     """``size`` and ``changed`` only tell one state of a file from another."""
+    return sha256(path)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file in hex, read in pieces of 4 MB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+        while piece := file.read(1 << 22):
+            digest.update(piece)
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nsdcap import __version__
-from nsdcap.config import PHASES, STREAMS
+from nsdcap.config import MODEL_NAMES, PHASES, STREAMS
 from nsdcap.errors import DataError
 from nsdcap.paths import config_file
 from nsdcap.plots import caption_table, over_subjects
@@ -22,14 +22,8 @@ from nsdcap.plots_cortex import Run, open_run
 HIGHER = ("ventral", "lateral", "parietal")
 # the made-up world's own captioner; real pictures must never pass for it, so nothing looser will do
 _MINIATURE = re.compile(r'^blip = ".*miniature/models/', re.MULTILINE)
-_PRIVATE = (
-    "nsd_root",
-    "annotations",
-    "blip",
-    "blip_tokenizer",
-    "diffusion",
-    "clip",
-)  # settings that may be paths
+# settings that may be paths
+_PRIVATE = ("nsd_root", "annotations", "blip_tokenizer", *MODEL_NAMES)
 
 
 def write(out: Path, target: Path, log: Callable[[str], object] = print) -> Path:

@@ -7,7 +7,6 @@ is used. Nothing here needs a network or a heavy import.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -18,14 +17,13 @@ from typing import Any
 
 from nsdcap.config import Config
 from nsdcap.errors import DataError, bound
-from nsdcap.model_files import sources
+from nsdcap.model_files import ORIGINALS, sha256, sources
 from nsdcap.paths import write_json
 
 LOCK = "weights.lock.json"
 SEEN = ".weights.seen.json"  # files whose SHA-256 was computed, as they were then
 ENDINGS = (".safetensors", ".bin")
 PARTS = ("unet", "vae", "text_encoder")  # of a diffusion model that hold weights
-ORIGINALS = (".pth", ".pt")
 
 
 @dataclass(frozen=True)
@@ -181,15 +179,6 @@ def strangers(folder: Path, root: Path, entries: dict[str, Entry]) -> list[Path]
     ]
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file in hex, read in pieces of 4 MB."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
 def _seen(root: Path) -> dict[str, list]:
     try:
         return dict(json.loads((root / SEEN).read_text()))
@@ -206,10 +195,12 @@ def lacks(model: str, folder: Path) -> str:
     if model == "blip_tokenizer":
         there = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
         return "" if there else "tokenizer.json"
-    if not (folder / ("model_index.json" if model == "diffusion" else "config.json")).is_file():
-        return "model_index.json" if model == "diffusion" else "config.json"
-    for part in PARTS if model == "diffusion" else ("",):
-        ends = ENDINGS[:1] if model == "diffusion" else ENDINGS
+    painter = model == "diffusion"
+    top, parts = ("model_index.json", PARTS) if painter else ("config.json", ("",))
+    ends = ENDINGS[:1] if painter else ENDINGS
+    if not (folder / top).is_file():
+        return top
+    for part in parts:
         if not any(path.suffix in ends for path in (folder / part).glob("*")):
             return f"{part}/*.safetensors".lstrip("/")
     return ""

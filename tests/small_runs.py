@@ -12,6 +12,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from nsdcap import launch, miniature
+from nsdcap.options import STAGE_NAMES
 from nsdcap.paths import Cell, artefact, parts_folder, sidecar
 
 SMALL = (
@@ -52,15 +53,7 @@ def small_run(tiny_tree, tmp_path_factory):
         if not setting.startswith("data.nsd_root"):
             arguments += ["--set", setting]
     with single():
-        for stage in (
-            "prepare",
-            "features",
-            "decode",
-            "caption",
-            "reconstruct",
-            "kernel",
-            "encode",
-        ):
+        for stage in STAGE_NAMES[:-1]:  # all but aggregate
             assert launch.main([*arguments, "--stage", stage, "--out", str(out)]) == 0
     return arguments, out
 

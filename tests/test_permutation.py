@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.fft
 import scipy.stats
-from columns import columns
+from columns import columns, small_blocks  # noqa: F401, a fixture of every test
 
 from nsdcap import stats
 from nsdcap.stats import (
@@ -19,12 +19,6 @@ from nsdcap.stats import (
     p_permutation,
     pearson,
 )
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several blocks of voxels in every test."""
-    monkeypatch.setattr(stats, "BLOCK", 64)
 
 
 def loop(a: np.ndarray, b: np.ndarray, n_nulls: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -25,12 +25,12 @@ FEATURES = Cell("features")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def started(arguments: list[str], cell: Cell, out: Path) -> subprocess.Popen:
-    """A cell by two processes, as the README has it; it is a group of its own."""
+def started(arguments: list[str], cell: Cell, out: Path, **how) -> subprocess.Popen:
+    """A cell by two processes, as the README has it."""
     words = [*arguments, "--stage", cell.stage, "--out", str(out), "--processes", "2"]
     with (out / "said.txt").open("wb") as said:
         return subprocess.Popen(
-            [sys.executable, "-m", "nsdcap.launch", *words], stdout=said, stderr=said
+            [sys.executable, "-m", "nsdcap.launch", *words], stdout=said, stderr=said, **how
         )
 
 
@@ -68,13 +68,8 @@ def test_a_machine_whose_own_name_is_unknown(small_run, tmp_path, monkeypatch):
 def test_ctrl_c_ends_all_at_once(small_run, tmp_path):
     arguments, done = small_run
     out = without(FEATURES, done, tmp_path / "out")
-    words = [*arguments, "--stage", "features", "--out", str(out), "--processes", "2"]
     heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    with (out / "said.txt").open("wb") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "nsdcap.launch", *words], stdout=said, stderr=said,
-            start_new_session=True, preexec_fn=heed,
-        )  # fmt: skip
+    process = started(arguments, FEATURES, out, start_new_session=True, preexec_fn=heed)
     until(lambda: len(times(FEATURES, out)) >= 1)
     both = workers(process.pid)
     start = time.monotonic()

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import scipy.fft
 import scipy.stats
-from columns import columns
+from columns import columns, small_blocks  # noqa: F401, a fixture of every test
 from sklearn.metrics import r2_score
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from nsdcap import stats
 from nsdcap.stats import (
     binomial_ci,
     bootstrap_ci,
@@ -26,13 +25,6 @@ from nsdcap.stats import (
     pearson,
     resamples,
 )
-
-
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several blocks of voxels in every test."""
-    monkeypatch.setattr(stats, "BLOCK", 64)
-
 
 # --- correlation and its nulls ------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from loopback import FINISHED, Cluster, Element
 
 from nsdcap import jobs, miniature
+from nsdcap.options import STAGE_NAMES as STAGES
 from nsdcap.paths import DONE, Cell, artefact, parts_folder, sidecar
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,16 +34,6 @@ SITE = {
     "defaults": {"memory_gb": 2, "cpus": 1, "gpus": 0, "time_minutes": 10, "parallel": 3},
     "stages": {"features": {"gpus": 1, "memory_gb": 3}},
 }
-STAGES = (
-    "prepare",
-    "features",
-    "decode",
-    "caption",
-    "reconstruct",
-    "kernel",
-    "encode",
-    "aggregate",
-)
 
 
 def command_line(tree: Path) -> list[str]:
