@@ -20,13 +20,12 @@ from nsdcap.tables import (
     DECODING_COLUMNS,
     SCORE_COLUMNS,
     SHUFFLES,
-    caption_rows,
     decoding_rows,
     open_hdf5,
-    picture_rows,
-    read_captions,
     write_table,
 )
+from nsdcap.tables_captions import caption_rows, read_captions
+from nsdcap.tables_pictures import picture_rows
 
 ROIS = (*STREAMS, "all")
 MAPS = ("r", "p_permutation", "p_gaussian", "alpha")

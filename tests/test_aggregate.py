@@ -14,9 +14,10 @@ import sacrebleu
 from scipy.stats import binomtest
 from statsmodels.stats.multitest import fdrcorrection
 
-from nsdcap import metrics
 from nsdcap.aggregate import aggregate
 from nsdcap.errors import DataError
+from nsdcap.metrics.pictures import pixcorr
+from nsdcap.metrics.similarity import wins
 
 SUBJECTS, STATES, N_TEST, SIDE, SAMPLES, D = [1, 2], [0, 1, 2], 12, 16, 2, 8
 SHAPE = (10, 8, 6)
@@ -266,7 +267,7 @@ def test_captions_carry_definition_interval_and_chance(done):
     assert all("BLEU" in row["definition"] for row in rows if "BLEU" in row["metric"])
     assert float(pick(rows, subject=1, arm="picture", metric="BLEU-4 coco-like")["value"]) > 99
     won = pick(rows, subject=1, arm="brain", metric="CLIP wins over nearest")
-    share = metrics.wins(np.array([e["clip"]["brain"] for e in entries]), np.full(N_TEST, 0.305))
+    share = wins(np.array([e["clip"]["brain"] for e in entries]), np.full(N_TEST, 0.305))
     assert float(won["value"]) == pytest.approx(share.value, rel=1e-5)
     assert pick(rows, subject=1, arm="brain", metric="CLIP cosine")["chance_mean"] == ""
 
@@ -289,7 +290,7 @@ def test_pictures_are_the_planted_order(done):
             file["clip_shown"][:],
             {a: file[f"clip_{a}"][:] for a in ("caption", "direct")},
         )
-        pixels = metrics.pixcorr(file["shown"][:], file["coarse"][:])
+        pixels = pixcorr(file["shown"][:], file["coarse"][:])
     cosine = {
         arm: np.einsum("nd,nsd->ns", shown, x).mean(1).astype(float) for arm, x in parts.items()
     }

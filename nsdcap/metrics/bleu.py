@@ -1,43 +1,21 @@
-"""How good captions and pictures are; each score with its definition. Arrays and strings only."""
+"""BLEU of captions, so that any shuffle's or resample's is read off counts made once."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 
 from nsdcap.errors import UsageError
-from nsdcap.stats import binomial_ci
 
 # PTBTokenizer of coco-caption drops these; the other marks end at the split into words.
 _DROPPED = re.compile(r"[^a-z0-9'\- ]+")
 STYLES = ("sacrebleu", "coco-like")
-
-
-class Share(NamedTuple):
-    """A share of pictures and its exact (Clopper-Pearson) 95 % interval; ties are left out of ``n``."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    ties: int
-
-
-class TwoWay(NamedTuple):
-    """Share (n,) of wrong pictures that each right one beats; the mean is the score, chance 0.5.
-
-    ``among_shown``: the prediction is held, the shown pictures are told apart (the usual direction).
-    ``among_predicted``: the shown picture is held, the predictions are told apart.
-    """
-
-    among_shown: np.ndarray
-    among_predicted: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -179,19 +157,6 @@ def sentence_definition(counts: BleuCounts, order: int) -> str:
     return f"sentence BLEU-{order}, mean over captions: {signature}"
 
 
-def shuffled(
-    score: Callable[[np.ndarray], float], n: int, n_shuffles: int, seed: int
-) -> tuple[float, float]:
-    """Chance: mean and standard deviation of ``score(permutation)`` over shuffles of n pictures.
-
-    score: takes a permutation (n,) of picture numbers and gives the score of item i held against
-    picture permutation[i].
-    """
-    rng = np.random.default_rng(seed)
-    scores = [score(rng.permutation(n)) for _ in range(n_shuffles)]
-    return float(np.mean(scores)), float(np.std(scores, ddof=1 if n_shuffles > 1 else 0))
-
-
 def bleu_interval(
     counts: BleuCounts, order: int, n_boot: int, seed: int, level: float = 0.95
 ) -> tuple[float, float]:
@@ -201,68 +166,6 @@ def bleu_interval(
     scores = [bleu_of(counts, order, rng.integers(0, n, n)) for _ in range(n_boot)]
     low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def clip_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of each picture's embedding with its partner's, (n,) float64.
-
-    a (n, d); b (n, d), or (n, samples, d), then the mean over the samples' cosines.
-    """
-    _agree("clip_similarity", len(a), len(b))
-    samples = b[:, None] if b.ndim == 2 else b
-    a = _unit(np.asarray(a, dtype=np.float64))
-    return np.einsum("nd,nsd->ns", a, _unit(np.asarray(samples, dtype=np.float64))).mean(1)
-
-
-def wins(first: np.ndarray, second: np.ndarray) -> Share:
-    """Share of pictures whose ``first`` score (n,) is above ``second`` (n,), with its exact interval.
-
-    All ties: NaN.
-    """
-    _agree("wins", len(first), len(second))
-    ties = int(np.sum(first == second))
-    n = len(first) - ties
-    if n == 0:
-        return Share(np.nan, np.nan, np.nan, 0, ties)
-    k = int(np.sum(first > second))
-    return Share(k / n, *binomial_ci(k, n), n, ties)
-
-
-def two_way_identification(predicted: np.ndarray, shown: np.ndarray) -> TwoWay:
-    """Two-way identification by Pearson r over all pairs; a tie counts one half.
-
-    predicted (n, d), shown (n, d), n at least 2. Both directions: see ``TwoWay``.
-
-    Raises
-    ------
-    UsageError
-        Shapes differ or n < 2.
-    """
-    if predicted.shape != shown.shape or len(predicted) < 2:
-        raise UsageError(
-            f"two-way identification: found shapes {predicted.shape} and {shown.shape}, expected "
-            "two equal shapes (n, d) with n of 2 or more"
-        )
-    similarity = _unit(_centred(predicted)) @ _unit(_centred(shown)).T  # (n predicted, n shown)
-    right = np.diag(similarity)
-
-    def beaten(wrong: np.ndarray, axis: int) -> np.ndarray:
-        scores = (wrong < 0).sum(axis) + 0.5 * ((wrong == 0).sum(axis) - 1)
-        return scores / (len(similarity) - 1)
-
-    return TwoWay(beaten(similarity - right[:, None], 1), beaten(similarity - right[None, :], 0))
-
-
-def pixcorr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Pearson r (n,) over all pixels and channels of pictures a and b, both (n, S, S, 3).
-
-    A picture of one colour: NaN.
-    """
-    if a.shape != b.shape:
-        raise UsageError(f"pixcorr: found shapes {a.shape} and {b.shape}, expected equal ones")
-    x, y = (_centred(p.reshape(len(p), -1)) for p in (a, b))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (x * y).sum(1) / np.sqrt((x**2).sum(1) * (y**2).sum(1))
 
 
 def _metric(order: int, style: str, n_references: set[int]) -> tuple[Any, str]:
@@ -335,18 +238,3 @@ def _compute(
         **options,
     )
     return float(result.score)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def _centred(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, dtype=np.float64)
-    return x - x.mean(-1, keepdims=True)
-
-
-def _agree(name: str, n: int, other: int) -> None:
-    if n != other:
-        raise UsageError(f"{name}: found {n} and {other} pictures, expected as many of both")
