@@ -20,6 +20,7 @@ from nsdcap.tables import (
     decoding_rows,
     write_table,
 )
+from nsdcap.tables_alpha import ALPHA_COLUMNS, alpha_rows
 from nsdcap.tables_captions import caption_rows, read_captions
 from nsdcap.tables_encoding import ENCODING_COLUMNS, LAYER_COLUMNS, encoding_rows, layer_rows
 from nsdcap.tables_pictures import picture_rows
@@ -66,6 +67,7 @@ def aggregate(
     captions: list[dict] = []
     pictures: list[dict] = []
     decoding: list[dict] = []
+    alphas: list[dict] = []
     counts, on_surface, listing = {}, [], []
     fixed = Fixed(max(states))
     for subject in subjects:
@@ -86,6 +88,7 @@ def aggregate(
         rows = picture_rows(out, subject, {int(i) for i in written["captions"]})
         pictures += rows
         decoding += decoding_rows(out, subject)
+        alphas += alpha_rows(out, subject, models)
         counts[subject] = {
             "n_voxels": len(voxels.stream),
             "n_trials_train": voxels.n_trials,
@@ -95,7 +98,7 @@ def aggregate(
     for name, columns, table in (
         ("encoding", ENCODING_COLUMNS, encoding), ("layers", LAYER_COLUMNS, layers),
         ("captions", SCORE_COLUMNS, captions), ("pictures", SCORE_COLUMNS, pictures),
-        ("decoding", DECODING_COLUMNS, decoding),
+        ("decoding", DECODING_COLUMNS, decoding), ("alphas", ALPHA_COLUMNS, alphas),
     ):  # fmt: skip
         write_table(target / "tables" / f"{name}.csv", columns, table)
     write_listing(target / "maps", listing)
