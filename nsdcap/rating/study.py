@@ -172,7 +172,7 @@ def check_answers(content: Any, study: Study, path: str) -> Answers:
             f"found answers of study {content.get('study')!r}, expected study {study.id!r}"
         )
     rater = content.get("rater")
-    if rater not in study.raters:
+    if rater not in list(study.raters):  # a list is no key, and may well be given
         raise refuse(f"found rater {rater!r}, expected one of {', '.join(study.raters)}")
     answers = content.get("answers")
     if set(content) != _ANSWERS or not isinstance(answers, list):
@@ -224,5 +224,5 @@ def _json(path: Path, advice: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {advice}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: broken off or not JSON ({error}); {advice}") from None
