@@ -75,7 +75,7 @@ class Rater:
     def wait(self, script: str):
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.browser, 10, poll_frequency=0.02).until(
+        return WebDriverWait(self.browser, 30, poll_frequency=0.02).until(
             lambda browser: browser.execute_script(f"return {script}")
         )
 
@@ -209,6 +209,53 @@ def both(session):
     }
     server.shutdown()
     server.server_close()
+
+
+def test_a_server_that_is_away_costs_no_answer(both):
+    """Pictures come when it is back; answers can be downloaded, and handed in later."""
+    from selenium.webdriver import Keys
+
+    rater = both["pictures"]
+    rater.browser.get(rater.url)
+    rater.press(Keys.ENTER)
+    rater.ready(0)
+    rater.wait("pictures.has(1)")
+    rater.wait(
+        "performance.getEntriesByType('resource').filter(e => e.name.includes(trials[1].id)).length === 3"
+    )
+    away(rater.browser, True)
+    rater.press("f")
+    rater.ready(1)  # its pictures were there already
+    rater.press("f")
+    rater.wait("!by('trouble').hidden")
+    rater.press("f")
+    assert rater.browser.execute_script("return state.answers.length") == 2
+    away(rater.browser, False)
+    rater.ready(2)
+    assert rater.browser.execute_script("return by('trouble').hidden")
+    rater.press("j")
+    rater.ready(3)
+    rater.press("j")
+    rater.wait("screen === 'end'")
+    away(rater.browser, True)
+    rater.press(Keys.ENTER)
+    rater.wait("document.body.dataset.stored === 'false'")
+    assert "the server does not answer. Download your file" in rater.by("told").text
+    assert rater.by("download").is_displayed()
+    away(rater.browser, False)
+    rater.press(Keys.ENTER)
+    rater.wait("document.body.dataset.stored === 'true'")
+    choices = [
+        one["choice"] for one in json.loads(rater.server.answers("rater02").read_text())["answers"]
+    ]
+    assert choices == ["left", "left", "right", "right"]
+
+
+def away(browser, so: bool) -> None:
+    """As if the server had gone, or were back."""
+    browser.execute_cdp_cmd("Network.enable", {})
+    conditions = {"offline": so, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
 
 
 @pytest.mark.parametrize("width", [390, 1400])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from itertools import permutations
 
 import krippendorff
@@ -74,9 +75,17 @@ def test_alpha_is_krippendorffs_by_its_definition_with_gaps():
     n = coincidences.sum(1)
     observed = coincidences[0, 1] + coincidences[1, 0]
     expected = 2 * n[0] * n[1] / (n.sum() - 1)
-    assert agreement(data) == pytest.approx(1 - observed / expected)
-    assert agreement(np.ones((3, 5))) is None
-    assert agreement(data[:1]) is None
+    assert agreement(data) == (pytest.approx(1 - observed / expected), "")
+    for undefined in (np.ones((3, 5)), data[:1]):
+        assert agreement(undefined)[0] is None
+
+
+def test_without_the_library_alpha_is_not_computed_and_says_so(folder, capsys, monkeypatch):
+    for rater in WRONG:
+        hand_in(folder, rater)
+    monkeypatch.setitem(sys.modules, "krippendorff", None)
+    assert main(["score", str(folder)]) == 0
+    assert 'alpha (nominal): not computed: pip install ".[metrics]"' in capsys.readouterr().out
 
 
 def test_the_interval_is_that_of_mean_squares_of_another_library():

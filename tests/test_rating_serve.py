@@ -198,6 +198,13 @@ def test_a_changed_key_is_not_served(server, capsys):
     assert "study.json: was changed" in capsys.readouterr().err
 
 
+def test_a_study_that_lacks_a_picture_is_not_served(server):
+    shown = server.study.trials[0].shown
+    (server.folder / shown).unlink()
+    with pytest.raises(DataError, match=f"{shown}: missing, and 0 others"):
+        RatingServer(server.folder, 0)
+
+
 def test_ctrl_c_ends_it_in_order(tmp_path):
     out, folder = write_run(tmp_path / "out", n=3), tmp_path / "study"
     make(out, folder, "captions", raters=2, trials=2, catch=0, log=lambda line: None)

@@ -21,8 +21,8 @@ def score(folder: Path, files: list[Path] | None = None) -> dict[str, Any]:
     """Scores of a study from its raters' files, those in ``folder``/answers unless ``files`` are given.
 
     percent, sd (over raters, n - 1), interval, binomial_interval in per cent; p against 50 %, two-sided;
-    alpha: Krippendorff's, nominal, over which of the two each rater chose of each picture. Where two
-    raters are needed (sd, interval, alpha) and one is there, None. Catch trials are counted apart.
+    alpha: Krippendorff's, nominal, over which of the two each rater chose of each picture. None
+    where two raters are needed (sd, interval, p, alpha) and one is there. Catch trials are counted apart.
     The binomial interval takes all judgements as independent, which those of one rater or of one picture
     are not: ``interval`` is the one to quote.
 
@@ -50,13 +50,14 @@ def score(folder: Path, files: list[Path] | None = None) -> dict[str, Any]:
     caught = [k for k, trial in enumerate(study.trials) if trial.catch]
     correct = table(ordered, asked)
     mean, interval, p = mean_interval(correct)
+    alpha, note = agreement(correct)
     k, n = int(correct.sum()), correct.size
     return {
         "study": study.kind, "id": study.id, "arm": study.arm,
         "percent": 100 * mean, "sd": sd_of(correct),
         "interval": percent(interval), "interval_is": INTERVAL,
         "binomial_interval": percent(binomial_ci(k, n)),
-        "p": p, "alpha": agreement(correct),
+        "p": p, "alpha": alpha, "alpha_note": note,
         "n_raters": len(ordered), "n_trials": len(asked), "n_catch": len(caught),
         "missing_raters": [name for name in study.raters if name not in answers],
         "by_subject": by_subject(study, asked, correct),
@@ -106,21 +107,18 @@ def mean_interval(
     return mean, (max(0.0, mean - half), min(1.0, mean + half)), p
 
 
-def agreement(correct: np.ndarray) -> float | None:
-    """Krippendorff's nominal alpha of (n_raters, n_trials), NaN where one did not judge.
+def agreement(correct: np.ndarray) -> tuple[float | None, str]:
+    """Krippendorff's nominal alpha of (n_raters, n_trials), NaN where one did not judge; or None and why not.
 
-    None with one rater or where all chose alike throughout: it is not defined there. DataError where the
-    library is not installed. Where nearly all choices are the same one, alpha is low however seldom raters
-    differ.
+    Where nearly all choices are the same one, alpha is low however seldom raters differ.
     """
-    known = correct[np.isfinite(correct)]
-    if len(correct) < 2 or np.ptp(known) == 0:
-        return None
+    if len(correct) < 2 or np.ptp(correct[np.isfinite(correct)]) == 0:
+        return None, "not defined with one rater, or where all choices are the same one"
     try:
         import krippendorff
     except ImportError:
-        raise DataError('krippendorff is not installed; pip install ".[metrics]"') from None
-    return float(krippendorff.alpha(reliability_data=correct, level_of_measurement="nominal"))
+        return None, 'not computed: pip install ".[metrics]"'
+    return float(krippendorff.alpha(reliability_data=correct, level_of_measurement="nominal")), ""
 
 
 def sd_of(correct: np.ndarray) -> float | None:
@@ -183,7 +181,7 @@ def told(found: dict[str, Any]) -> str:
     lines.append(
         f"95 % exact binomial: {low:.1f} to {high:.1f}, as if all judgements were independent"
     )
-    alpha = "not defined here" if found["alpha"] is None else f"{found['alpha']:.3f}"
+    alpha = found["alpha_note"] if found["alpha"] is None else f"{found['alpha']:.3f}"
     lines.append(f"agreement, Krippendorff's alpha (nominal): {alpha}")
     if found["missing_raters"]:
         lines.append(f"not handed in: {', '.join(found['missing_raters'])}")

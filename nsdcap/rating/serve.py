@@ -8,6 +8,7 @@ import re
 import secrets
 import signal
 import socketserver
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +17,7 @@ from typing import Any
 
 from nsdcap.errors import DataError, UsageError
 from nsdcap.paths import atomic
-from nsdcap.rating.study import check_answers, picture_of, read_study
+from nsdcap.rating.study import Study, check_answers, picture_of, read_study
 
 LARGEST = 8 << 20  # bytes of a rater's file; one of 600 trials has 80 kB
 # a page elsewhere that had its own name lead here would send that name
@@ -61,6 +62,7 @@ class RatingServer(ThreadingHTTPServer):
         self.folder, self.say, self.lock = folder, say, threading.Lock()
         self.study = read_study(folder)
         self.tokens = tokens_of(folder, list(self.study.raters))
+        _check_files(folder, self.study)
         try:
             super().__init__(("127.0.0.1", port), Handler)
         except OSError as error:
@@ -73,6 +75,11 @@ class RatingServer(ThreadingHTTPServer):
         """As the base class does, but asks no name server for this machine's name."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Silent where a browser has gone; else as the base class does."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
     def answers(self, rater: str) -> Path:
         return self.folder / "answers" / f"{rater}.json"
@@ -217,6 +224,21 @@ def render(page: dict[str, Any], nonce: str) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     return environment.get_template("page.html.j2").render(page=page, nonce=nonce)
+
+
+def _check_files(folder: Path, study: Study) -> None:
+    """DataError where a page or picture is not there, so that no rater finds out half-way."""
+    names = {f"pages/{rater}.json" for rater in study.raters}
+    for trial in study.trials:
+        names |= (
+            {trial.shown} if study.kind == "captions" else {trial.shown, trial.target, trial.foil}
+        )
+    lacking = sorted(name for name in names if not (folder / name).is_file())
+    if lacking:
+        raise DataError(
+            f"{folder / lacking[0]}: missing, and {len(lacking) - 1} others of {len(names)} files; copy the "
+            "whole folder, or make the study again"
+        )
 
 
 def tokens_of(folder: Path, raters: list[str]) -> dict[str, str]:
