@@ -240,7 +240,7 @@ def test_a_server_that_is_away_costs_no_answer(both):
     away(rater.browser, True)
     rater.press(Keys.ENTER)
     rater.wait("document.body.dataset.stored === 'false'")
-    assert "the server does not answer. Download your file" in rater.by("told").text
+    assert "The server does not answer. Download your file" in rater.by("told").text
     assert rater.by("download").is_displayed()
     away(rater.browser, False)
     rater.press(Keys.ENTER)

@@ -149,7 +149,7 @@ def test_answers_are_kept_as_they_came_once(server):
     assert ask(server, post, "POST", body)[0] == 200
     assert server.answers("rater01").read_bytes() == body
     assert server.said[-1] == f"rater01 has handed in: {server.answers('rater01')}"
-    assert ask(server, post, "POST", body)[::2] == (200, b"stored before")
+    assert ask(server, post, "POST", body)[::2] == (200, b"Stored before")
     status, _, told = ask(server, post, "POST", rater_file(server.folder, "rater01", {2}))
     assert status == 409
     assert b"nothing was overwritten" in told

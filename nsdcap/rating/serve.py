@@ -98,24 +98,24 @@ class RatingServer(ThreadingHTTPServer):
         try:
             answers = check_answers(json.loads(body), self.study, "the answers")
         except (DataError, ValueError, RecursionError) as error:
-            return 400, f"refused: {error}"
+            return 400, f"Refused: {error}"
         if answers.rater != rater:
             return (
                 400,
-                f"refused: these are the answers of {answers.rater}, and this page is {rater}'s",
+                f"Refused: these are the answers of {answers.rater}, and this page is {rater}'s",
             )
         with self.lock:
             if path.exists():
                 if path.read_bytes() == body:
-                    return 200, "stored before"
-                return 409, f"other answers of {rater} are stored already; nothing was overwritten"
+                    return 200, "Stored before"
+                return 409, f"Other answers of {rater} are stored already; nothing was overwritten"
             try:
                 with atomic(path) as partial:
                     partial.write_bytes(body)
             except OSError as error:
-                return 500, f"could not be stored ({error.strerror}); download the file"
+                return 500, f"Could not be stored ({error.strerror})"
         self.say(f"{rater} has handed in: {path}")
-        return 200, "stored"
+        return 200, "Stored"
 
 
 class Handler(BaseHTTPRequestHandler):
