@@ -63,6 +63,30 @@ def test_planted_answers_give_the_figures_by_hand(folder):
     assert found["by_subject"]["1"] == pytest.approx(100 * correct[:, own].mean())
 
 
+def test_pairs_that_read_the_same_count_and_are_told(tmp_path, capsys):
+    out = write_run(tmp_path / "out", subjects=(1,))
+    path = out / "caption" / "subj01.json"
+    found = json.loads(path.read_text())
+    for k, entry in enumerate(found["captions"].values()):
+        entry["brain"] = ("a dog", "A dog.")[k % 2] if k < 6 else f"number {k}"
+    path.write_text(json.dumps(found))
+    folder = tmp_path / "study"
+    make(out, folder, "captions", raters=2, trials=12, catch=0, seed=1, log=lambda line: None)
+    trials = read_study(folder).trials
+    same = {k for k, t in enumerate(trials) if "dog" in t.target and "dog" in t.foil}
+    assert 0 < len(same) < 12
+    (folder / "answers").mkdir()
+    for rater in ("rater01", "rater02"):
+        (folder / "answers" / f"{rater}.json").write_bytes(rater_file(folder, rater, same))
+    found = score(folder)
+    assert found["percent"] == pytest.approx(100 * (12 - len(same)) / 12)
+    assert (found["n_same_words"], found["percent_other_words"]) == (len(same), 100)
+    assert main(["score", str(folder)]) == 0
+    assert f"{len(same)} pairs read the same, and chance decides there; 100.0 % without them" in (
+        capsys.readouterr().out
+    )
+
+
 def test_alpha_is_krippendorffs_by_its_definition_with_gaps():
     rng = np.random.default_rng(0)
     data = rng.integers(0, 2, (4, 15)).astype(float)

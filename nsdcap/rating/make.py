@@ -14,7 +14,17 @@ import numpy as np
 from nsdcap import config
 from nsdcap.errors import DataError, UsageError
 from nsdcap.paths import Cell, artefact, atomic, config_file, sidecar, write_json
-from nsdcap.rating.study import KINDS, SIDES, Asked, Study, Trial, id_of, key_of, page_of
+from nsdcap.rating.study import (
+    KINDS,
+    SIDES,
+    Asked,
+    Study,
+    Trial,
+    id_of,
+    key_of,
+    page_of,
+    same_words,
+)
 from nsdcap.tables_captions import read_captions
 
 TRIALS = {"captions": 600, "pictures": 400}  # the paper's
@@ -45,14 +55,16 @@ def make(
     which shares the fewest words with it; or the picture itself against another. Sides are balanced for
     each rater, and between raters 1 and 2, 3 and 4 for each picture. Everything follows from ``seed``.
 
-    A caption in the very words of the picture's own is never held against it.
+    The other picture is drawn whatever its caption says. Where it says the very same, raters can only guess,
+    and half of them are right on average: a captioner that repeats itself pays for it. ``log`` is told how
+    many such pairs there are.
 
     Raises
     ------
     UsageError
         An option out of range; ``folder`` holds something.
     DataError
-        A stage's result is missing, or there are not two pictures that differ.
+        A stage's result is missing, or of fewer than two pictures.
     """
     trials = TRIALS.get(kind, 0) if trials is None else trials
     if kind not in KINDS:
@@ -96,6 +108,9 @@ def make(
             write_json(partial / "pages" / f"{name}.json", page_of(study, name))
         write_json(partial / "study.json", {"id": study.id, **key_of(study)})
         (partial / "study.json").chmod(0o600)
+    same = sum(same_words(trial) for trial in listed if not trial.catch)
+    if same:
+        log(f"{same} pairs of captions read the same: they stay, and raters can only guess there")
     each = Counter(trial.subject for trial in listed if not trial.catch)
     counts = ", ".join(f"{n} of subject {subject}" for subject, n in sorted(each.items()))
     log(f"study {study.id} in {folder}: {len(drawn)} pictures ({counts}), {len(caught)} catch trials, "
@@ -160,15 +175,8 @@ def _caption_trial(subject: Subject, nsd_id: int, rng: np.random.Generator, catc
         other = _any([i for i in others if shared[i] == min(shared.values())], rng)
         target, foil = subject.references[nsd_id][0], subject.references[other][0]
     else:
-        target = subject.captions[nsd_id]
-        others = [i for i in others if _plain(subject.captions[i]) != _plain(target)]
-        if not others:
-            raise DataError(
-                f"subject {subject.number}: all captions read {target!r}, so none can be told from another; "
-                "give another --arm, or look at the captions"
-            )
         other = _any(others, rng)
-        foil = subject.captions[other]
+        target, foil = subject.captions[nsd_id], subject.captions[other]
     return Trial(subject.number, nsd_id, _shown(nsd_id), target, foil, other, catch)
 
 
@@ -256,7 +264,3 @@ def _any(choices: list[int], rng: np.random.Generator) -> int:
 def _words(texts: list[str]) -> set[str]:
     """The words of more than three letters."""
     return {word for text in texts for word in re.findall(r"[^\W\d_]{4,}", text.lower())}
-
-
-def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.lower()))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nsdcap.errors import DataError
-from nsdcap.rating.study import Answers, Study, read_answers, read_study
+from nsdcap.rating.study import Answers, Study, read_answers, read_study, same_words
 from nsdcap.stats import binomial_ci
 
 INTERVAL = (
@@ -21,7 +21,9 @@ def score(folder: Path, files: list[Path] | None = None) -> dict[str, Any]:
     """Scores of a study from its raters' files, those in ``folder``/answers unless ``files`` are given.
 
     percent, sd (over raters, n - 1), interval, binomial_interval in per cent; p against 50 %, two-sided;
-    alpha: Krippendorff's, nominal, over which of the two each rater chose of each picture. None
+    alpha: Krippendorff's, nominal, over which of the two each rater chose of each picture.
+    n_same_words: pairs of captions that read the same, where only a guess is possible; they count in all of
+    these, and percent_other_words leaves them out. None
     where two raters are needed (sd, interval, p, alpha) and one is there. Catch trials are counted apart.
     The binomial interval takes all judgements as independent, which those of one rater or of one picture
     are not: ``interval`` is the one to quote.
@@ -52,12 +54,15 @@ def score(folder: Path, files: list[Path] | None = None) -> dict[str, Any]:
     mean, interval, p = mean_interval(correct)
     alpha, note = agreement(correct)
     k, n = int(correct.sum()), correct.size
+    same = np.array([same_words(study.trials[number]) for number in asked])
     return {
         "study": study.kind, "id": study.id, "arm": study.arm,
         "percent": 100 * mean, "sd": sd_of(correct),
         "interval": percent(interval), "interval_is": INTERVAL,
         "binomial_interval": percent(binomial_ci(k, n)),
         "p": p, "alpha": alpha, "alpha_note": note,
+        "n_same_words": int(same.sum()),
+        "percent_other_words": None if same.all() else 100 * float(correct[:, ~same].mean()),
         "n_raters": len(ordered), "n_trials": len(asked), "n_catch": len(caught),
         "missing_raters": [name for name in study.raters if name not in answers],
         "by_subject": by_subject(study, asked, correct),
@@ -169,6 +174,12 @@ def told(found: dict[str, Any]) -> str:
         f"\n{found['percent']:.1f} %{sd} {what}; {found['n_raters']} raters, {found['n_trials']} pictures, "
         f"chance 50 %, arm {found['arm']}"
     )
+    if found["n_same_words"]:
+        rest = found["percent_other_words"]
+        lines.append(
+            f"{found['n_same_words']} pairs read the same, and chance decides there"
+            + ("" if rest is None else f"; {rest:.1f} % without them")
+        )
     if found["interval"] is None:
         lines.append("95 % over raters and pictures: not known from one rater or picture")
     else:

@@ -75,6 +75,12 @@ class Answers:
     ms: dict[int, int]
 
 
+def same_words(trial: Trial) -> bool:
+    """Whether its two captions differ in nothing but capitals, marks and spaces. Never so of two files."""
+    target, foil = (re.findall(r"\w+", text.lower()) for text in (trial.target, trial.foil))
+    return target == foil
+
+
 def key_of(study: Study) -> dict[str, Any]:
     """The key as JSON, without its id."""
     return {
