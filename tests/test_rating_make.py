@@ -14,7 +14,7 @@ from rating_runs import SAMPLES, caption_of, write_run
 from nsdcap.paths import Cell, artefact, sidecar
 from nsdcap.rating.__main__ import main
 from nsdcap.rating.make import make
-from nsdcap.rating.study import read_study
+from nsdcap.rating.study import page_of, read_study
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_page_knows_ids_and_captions_and_nothing_of_which_is_which(captions, p
     for folder in (captions, pictures):
         study = read_study(folder)
         for name, order in study.raters.items():
-            page = json.loads((folder / "pages" / f"{name}.json").read_text())
+            page = page_of(study, name)
             assert list(page) == ["study", "kind", "rater", "trials"]
             assert [trial["id"] for trial in page["trials"]] == [asked.id for asked in order]
             for trial, asked in zip(page["trials"], order, strict=True):

@@ -19,9 +19,11 @@ from PIL import Image
 from rating_runs import rater_file, sealed, write_run
 
 from nsdcap.errors import DataError, UsageError
+from nsdcap.paths import Cell, artefact
 from nsdcap.rating.__main__ import main
 from nsdcap.rating.make import make
-from nsdcap.rating.serve import RatingServer
+from nsdcap.rating.serve import RatingServer, render
+from nsdcap.rating.study import page_of, read_study
 
 
 @pytest.fixture(params=["captions", "pictures"])
@@ -196,6 +198,19 @@ def test_a_changed_key_is_not_served(server, capsys):
     path.write_text(path.read_text().replace('"side": "left"', '"side": "right"', 1))
     assert main(["serve", str(server.folder)]) == 65
     assert "study.json: was changed" in capsys.readouterr().err
+
+
+def test_a_caption_cannot_become_part_of_the_page(tmp_path):
+    out = write_run(tmp_path / "out", subjects=(1,), n=2)
+    path, text = artefact(out, Cell("caption", 1)), "a </script><b id=x>\u2028'\" & {{ page }}"
+    content = json.loads(path.read_text())
+    content["captions"]["3"]["brain"] = text
+    path.write_text(json.dumps(content))
+    make(out, tmp_path / "study", "captions", trials=1, catch=0, log=lambda line: None)
+    page = render(page_of(read_study(tmp_path / "study"), "rater01"), "nonce")
+    (trial,) = json.loads(re.search(r'id="data"[^>]*>(.*?)</script>', page)[1])["trials"]
+    assert text in (trial["left"], trial["right"])
+    assert "<b id=x>" not in page
 
 
 def test_a_study_that_lacks_a_picture_is_not_served(server):

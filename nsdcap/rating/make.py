@@ -22,7 +22,6 @@ from nsdcap.rating.study import (
     Trial,
     id_of,
     key_of,
-    page_of,
     same_words,
 )
 from nsdcap.tables_captions import read_captions
@@ -101,11 +100,8 @@ def make(
     )  # fmt: skip
     study = replace(study, id=id_of(key_of(study)))
     with atomic(folder) as partial:
-        (partial / "pages").mkdir(parents=True, mode=0o700)
-        partial.chmod(0o700)  # NSD's pictures, and the key
+        partial.mkdir(mode=0o700)  # NSD's pictures, and the key
         _write_pictures(out, listed, kind, partial)
-        for name in study.raters:
-            write_json(partial / "pages" / f"{name}.json", page_of(study, name))
         write_json(partial / "study.json", {"id": study.id, **key_of(study)})
         (partial / "study.json").chmod(0o600)
     same = sum(same_words(trial) for trial in listed if not trial.catch)

@@ -17,7 +17,7 @@ from typing import Any
 
 from nsdcap.errors import DataError, UsageError
 from nsdcap.paths import atomic
-from nsdcap.rating.study import Study, check_answers, picture_of, read_study
+from nsdcap.rating.study import Study, check_answers, page_of, picture_of, read_study
 
 LARGEST = 8 << 20  # bytes of a rater's file; one of 600 trials has 80 kB
 # a page elsewhere that had its own name lead here would send that name
@@ -176,11 +176,8 @@ class Handler(BaseHTTPRequestHandler):
         return rater, place or None
 
     def _page(self, rater: str) -> None:
-        page = json.loads(
-            (self.server.folder / "pages" / f"{rater}.json").read_text(encoding="utf-8")
-        )
         nonce = secrets.token_urlsafe(16)
-        body = render(page, nonce).encode()
+        body = render(page_of(self.server.study, rater), nonce).encode()
         policy = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src blob: data:; "
             "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -227,8 +224,8 @@ def render(page: dict[str, Any], nonce: str) -> str:
 
 
 def _check_files(folder: Path, study: Study) -> None:
-    """DataError where a page or picture is not there, so that no rater finds out half-way."""
-    names = {f"pages/{rater}.json" for rater in study.raters}
+    """DataError where a picture is not there, so that no rater finds out half-way."""
+    names: set[str] = set()
     for trial in study.trials:
         names |= (
             {trial.shown} if study.kind == "captions" else {trial.shown, trial.target, trial.foil}

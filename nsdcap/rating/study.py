@@ -1,7 +1,6 @@
-"""What a study's folder holds: the key, each rater's page, each rater's answers; read and checked.
+"""What a study's folder holds: the key, each rater's answers; read and checked.
 
 study.json           the key: every trial, and each rater's order and sides; no browser is sent it
-pages/rater01.json   what rater01's page is made of: trial ids and captions
 pictures/*.png       sent one by one, by trial id and place
 tokens.json          each rater's secret part of the address, made when first served
 answers/rater01.json what rater01 handed in
