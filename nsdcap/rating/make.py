@@ -258,5 +258,5 @@ def _any(choices: list[int], rng: np.random.Generator) -> int:
 
 
 def _words(texts: list[str]) -> set[str]:
-    """The words of more than three letters."""
-    return {word for text in texts for word in re.findall(r"[^\W\d_]{4,}", text.lower())}
+    """The words of three letters or more, cat and bus among them."""
+    return {word for text in texts for word in re.findall(r"[^\W\d_]{3,}", text.lower())}

@@ -102,10 +102,16 @@ def page_of(study: Study, rater: str) -> dict[str, Any]:
         trial, shown = study.trials[asked.trial], {"id": asked.id}
         if study.kind == "captions":
             other = SIDES[1 - SIDES.index(asked.side)]
-            texts = {asked.side: trial.target, other: trial.foil}
+            texts = {asked.side: _neat(trial.target), other: _neat(trial.foil)}
             shown |= {side: texts[side] for side in SIDES}  # the order of keys must not tell
         trials.append(shown)
     return {"study": study.id, "kind": study.kind, "rater": rater, "trials": trials}
+
+
+def _neat(text: str) -> str:
+    """With a capital and no full stop: people write both and captioners neither, which told catch trials."""
+    text = " ".join(text.split()).rstrip(". ")
+    return text[:1].upper() + text[1:]
 
 
 def picture_of(study: Study, rater: str, trial_id: str, place: str) -> str | None:
