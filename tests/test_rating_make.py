@@ -212,6 +212,16 @@ def test_what_is_missing_is_named(out, tmp_path, capsys):
         file["nsd_id"][0] = 999
     assert main(["make", str(broken), str(tmp_path / "new"), *made]) == 65
     assert "2 of its pictures are not those of the caption stage" in capsys.readouterr().err
+    artefact(broken, Cell("reconstruct", 1)).write_bytes(b"HDF")
+    assert main(["make", str(broken), str(tmp_path / "new"), *made]) == 65
+    assert "reconstruct/subj01.h5: cannot be read" in capsys.readouterr().err
+    h5py.File(artefact(broken, Cell("reconstruct", 1)), "w").close()
+    assert main(["make", str(broken), str(tmp_path / "new"), *made]) == 65
+    assert "found no caption, direct, nsd_id, shown; run the" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["make", str(out), str(tmp_path / "file" / "new"), *made]) == 2
+    said = f"nsdcap.rating: {tmp_path / 'file'}: cannot be read or written (File exists); "
+    assert capsys.readouterr().err.startswith(said)
     assert main(["make", str(tmp_path), str(tmp_path / "new"), *made]) == 2
     assert "found no config.toml there" in capsys.readouterr().err
     (tmp_path / "full").mkdir()

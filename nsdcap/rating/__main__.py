@@ -33,6 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except BrokenPipeError:
         return unread()
+    except OSError as error:  # no room, no right to write, a file where a folder should be
+        print(
+            f"nsdcap.rating: {error.filename or options.folder}: cannot be read or written "
+            f"({error.strerror or error}); give another place, or mend this one",
+            file=sys.stderr,
+        )
+        return UsageError.exit_code
     return 0
 
 

@@ -129,7 +129,7 @@ def _subjects(out: Path, arm: str) -> list[Subject]:
         content = read_captions(out, number)
         if arm not in content["arms"]:
             raise UsageError(f"--arm {arm}: expected one of {', '.join(content['arms'])}")
-        with h5py.File(artefact(out, cells[1]), "r") as file:
+        with _pictures(out, number) as file:
             ids, samples = [int(i) for i in file["nsd_id"][:]], file["caption"].shape[1]
         captions = {int(i): entry[arm] for i, entry in content["captions"].items()}
         if set(captions) != set(ids):
@@ -144,6 +144,23 @@ def _subjects(out: Path, arm: str) -> list[Subject]:
         references = {int(i): entry["references"] for i, entry in content["captions"].items()}
         subjects.append(Subject(number, ids, captions, references, samples))
     return subjects
+
+
+def _pictures(out: Path, number: int) -> h5py.File:
+    """A subject's reconstruct result; DataError where it cannot be read or lacks a part."""
+    path = artefact(out, Cell("reconstruct", number))
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); run the reconstruct stage again"
+        ) from None
+    if lacking := {"nsd_id", "shown", "caption", "direct"} - set(file):
+        file.close()
+        raise DataError(
+            f"{path}: found no {', '.join(sorted(lacking))}; run the reconstruct stage again"
+        )
+    return file
 
 
 def _draw(
@@ -240,7 +257,7 @@ def _write_pictures(out: Path, trials: list[Trial], kind: str, folder: Path) -> 
             wanted[trial.foil] = (trial.subject, "direct", trial.nsd_id, trial.sample)
     (folder / "pictures").mkdir()
     for number in sorted({trial.subject for trial in trials}):
-        with h5py.File(artefact(out, Cell("reconstruct", number)), "r") as file:
+        with _pictures(out, number) as file:
             rows = {int(i): row for row, i in enumerate(file["nsd_id"][:])}
             for name, (subject, dataset, nsd_id, sample) in wanted.items():
                 if subject == number:
