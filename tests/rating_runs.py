@@ -51,7 +51,8 @@ def write_run(out: Path, subjects: tuple[int, ...] = (1, 2), n: int = 12, size: 
                 file[arm] = arms
                 arms[..., channel] = 0
         for cell in (written, painted):
-            sidecar(out, cell).write_text("{}")
+            signature = hashlib.sha256(f"{subjects} {n} {cell}".encode()).hexdigest()
+            sidecar(out, cell).write_text(json.dumps({"depends": {"signature": signature}}))
     return out
 
 

@@ -17,6 +17,7 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 
 from nsdcap.errors import DataError
+from nsdcap.paths import Cell, sidecar
 from nsdcap.rating.__main__ import main
 from nsdcap.rating.make import make
 from nsdcap.rating.score import agreement, mean_interval, score
@@ -169,6 +170,17 @@ def test_the_command_prints_json_and_keeps_it_for_the_report(folder, capsys):
         in text
     )
     assert main(["score", str(folder), "--into", str(folder)]) == 2
+
+
+def test_scores_are_not_kept_in_a_run_whose_captions_were_not_judged(folder, capsys):
+    hand_in(folder, "rater01")
+    other = write_run(folder.parent / "other", n=11)
+    assert main(["score", str(folder), "--into", str(other)]) == 2
+    assert f"--into {other}: its captions are not those of {folder}" in capsys.readouterr().err
+    sidecar(other, Cell("caption", 2)).unlink()
+    assert main(["score", str(folder), "--into", str(other)]) == 65
+    assert "subj02.json.done.json: found no signature; run the caption" in capsys.readouterr().err
+    assert not (other / "rating").exists()
 
 
 def test_files_of_some_raters_will_do_and_the_others_are_named(folder, capsys):

@@ -12,7 +12,7 @@ from nsdcap.paths import config_file, write_json
 from nsdcap.rating.make import make
 from nsdcap.rating.score import score, told
 from nsdcap.rating.serve import serve
-from nsdcap.rating.study import KINDS
+from nsdcap.rating.study import KINDS, signatures
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,6 +50,11 @@ def _score(options: argparse.Namespace) -> None:
         )
     found = score(options.folder, options.files)
     if options.into is not None:
+        if signatures(options.into, found["study"], found["made_of"]) != found["made_of"]:
+            raise UsageError(
+                f"--into {options.into}: its {found['study']} are not those of {options.folder}, which are of "
+                "another run or of an earlier state of this one; make and judge a new study"
+            )
         write_json(options.into / "rating" / f"{found['study']}.json", found)
     print(json.dumps(found, indent=1) if options.json else told(found))
 

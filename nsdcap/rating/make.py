@@ -23,6 +23,7 @@ from nsdcap.rating.study import (
     id_of,
     key_of,
     same_words,
+    signatures,
 )
 from nsdcap.tables_captions import read_captions
 
@@ -96,6 +97,7 @@ def make(
     listed += [choose(*pair, rng, True) for pair in caught]
     study = Study(
         "", kind, arm or "brain" if kind == "captions" else "caption over direct", seed,
+        signatures(out, kind, [subject.number for subject in subjects]),
         tuple(listed), _orders(listed, raters, [seed, KINDS.index(kind), 1]),
     )  # fmt: skip
     study = replace(study, id=id_of(key_of(study)))

@@ -57,6 +57,7 @@ def score(folder: Path, files: list[Path] | None = None) -> dict[str, Any]:
     same = np.array([same_words(study.trials[number]) for number in asked])
     return {
         "study": study.kind, "id": study.id, "arm": study.arm,
+        "made_of": study.made_of,
         "percent": 100 * mean, "sd": sd_of(correct),
         "interval": percent(interval), "interval_is": INTERVAL,
         "binomial_interval": percent(binomial_ci(k, n)),

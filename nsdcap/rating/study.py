@@ -11,11 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nsdcap.errors import DataError
+from nsdcap.paths import Cell, sidecar
 
 KINDS = ("captions", "pictures")
 SIDES = ("left", "right")
@@ -54,12 +56,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Study:
-    """The key. ``raters``: a rater's name to the trials in that rater's order."""
+    """The key. ``raters``: a rater's name to the trials in that rater's order; ``made_of``: ``signatures``."""
 
     id: str
     kind: str
     arm: str
     seed: int
+    made_of: dict[str, str]
     trials: tuple[Trial, ...]
     raters: dict[str, tuple[Asked, ...]]
 
@@ -84,9 +87,28 @@ def key_of(study: Study) -> dict[str, Any]:
     """The key as JSON, without its id."""
     return {
         "format": FORMAT, "study": study.kind, "arm": study.arm, "seed": study.seed,
+        "made_of": study.made_of,
         "trials": [vars(trial) for trial in study.trials],
         "raters": {name: [vars(asked) for asked in order] for name, order in study.raters.items()},
     }  # fmt: skip
+
+
+def signatures(out: Path, kind: str, subjects: Iterable[int | str]) -> dict[str, str]:
+    """What the judged results of a run were made from, by subject: its stages' signatures.
+
+    Raises DataError where a stage is not done.
+    """
+    found = {}
+    for number in subjects:
+        cell = Cell("caption" if kind == "captions" else "reconstruct", int(number))
+        path = sidecar(out, cell)
+        try:
+            found[str(number)] = str(json.loads(path.read_bytes())["depends"]["signature"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise DataError(
+                f"{path}: found no signature; run the {cell.stage} stage again"
+            ) from None
+    return found
 
 
 def id_of(key: dict[str, Any]) -> str:
@@ -133,7 +155,7 @@ def read_study(folder: Path) -> Study:
     content = _json(path, "make the study again: python -m nsdcap.rating make")
     try:
         study = Study(
-            content.pop("id"), content["study"], content["arm"], content["seed"],
+            content.pop("id"), content["study"], content["arm"], content["seed"], content["made_of"],
             tuple(Trial(**trial) for trial in content["trials"]),
             {name: tuple(Asked(**asked) for asked in order)
              for name, order in content["raters"].items()},
