@@ -64,6 +64,19 @@ def test_planted_answers_give_the_figures_by_hand(folder):
     assert found["by_subject"]["1"] == pytest.approx(100 * correct[:, own].mean())
 
 
+def test_a_rater_who_may_have_guessed_is_named(tmp_path, capsys):
+    """Exact 95 %: 15 of 20 begins at 50.9 %, 14 of 20 at 45.7 %."""
+    folder = tmp_path / "study"
+    made = {"raters": 3, "trials": 4, "catch": 20, "log": lambda line: None}
+    make(write_run(tmp_path / "out"), folder, "captions", **made)
+    (folder / "answers").mkdir()
+    for rater, missed in (("rater01", 5), ("rater02", 6), ("rater03", 0)):
+        body = rater_file(folder, rater, caught=set(range(4, 4 + missed)))
+        (folder / "answers" / f"{rater}.json").write_bytes(body)
+    assert main(["score", str(folder)]) == 0
+    assert "\ncatch trials of rater02 are as of one who guesses" in capsys.readouterr().out
+
+
 def test_pairs_that_read_the_same_count_and_are_told(tmp_path, capsys):
     out = write_run(tmp_path / "out", subjects=(1,))
     path = out / "caption" / "subj01.json"
@@ -172,8 +185,11 @@ def test_the_command_prints_json_and_keeps_it_for_the_report(folder, capsys):
     assert main(["score", str(folder), "--into", str(folder)]) == 2
 
 
-def test_scores_are_not_kept_in_a_run_whose_captions_were_not_judged(folder, capsys):
+def test_scores_without_interval_or_of_another_run_are_not_kept(folder, capsys):
     hand_in(folder, "rater01")
+    assert main(["score", str(folder), "--into", str(folder.parent / "out")]) == 2
+    assert "found 1 raters and 20 pictures; the report's interval" in capsys.readouterr().err
+    assert not (folder.parent / "out" / "rating").exists()
     other = write_run(folder.parent / "other", n=11)
     assert main(["score", str(folder), "--into", str(other)]) == 2
     assert f"--into {other}: its captions are not those of {folder}" in capsys.readouterr().err

@@ -55,6 +55,11 @@ def _score(options: argparse.Namespace) -> None:
                 f"--into {options.into}: its {found['study']} are not those of {options.folder}, which are of "
                 "another run or of an earlier state of this one; make and judge a new study"
             )
+        if found["interval"] is None:
+            raise UsageError(
+                f"--into {options.into}: found {found['n_raters']} raters and {found['n_trials']} pictures; "
+                "the report's interval needs two of each"
+            )
         write_json(options.into / "rating" / f"{found['study']}.json", found)
     print(json.dumps(found, indent=1) if options.json else told(found))
 

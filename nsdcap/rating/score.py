@@ -150,6 +150,12 @@ def rater_row(one: Answers, asked: list[int], caught: list[int]) -> dict[str, An
     }  # fmt: skip
 
 
+def guesses(row: dict[str, Any]) -> bool:
+    """Whether a rater's catch trials went wrong, and as often as guessing may: 50 % in the exact interval."""
+    right, n = row["catch_correct"], row["n_catch"]
+    return right < n and bool(binomial_ci(right, n)[0] <= 0.5)
+
+
 def percent(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else [100 * end for end in interval]
 
@@ -193,8 +199,18 @@ def told(found: dict[str, Any]) -> str:
     lines.append(
         f"95 % exact binomial: {low:.1f} to {high:.1f}, as if all judgements were independent"
     )
-    alpha = found["alpha_note"] if found["alpha"] is None else f"{found['alpha']:.3f}"
+    alpha = (
+        found["alpha_note"]
+        if found["alpha"] is None
+        else f"{found['alpha']:.3f}; low by nature where nearly all choices are the same one"
+    )
     lines.append(f"agreement, Krippendorff's alpha (nominal): {alpha}")
+    guessed = [row["rater"] for row in found["raters"] if guesses(row)]
+    if guessed:
+        lines.append(
+            f"catch trials of {', '.join(guessed)} are as of one who guesses, and they count all the same; to "
+            "leave raters out, give the FILEs of the others, and say so where you report it"
+        )
     if found["missing_raters"]:
         lines.append(f"not handed in: {', '.join(found['missing_raters'])}")
     return "\n".join(lines)
