@@ -96,7 +96,7 @@ def test_pairs_that_read_the_same_count_and_are_told(tmp_path, capsys):
     assert found["percent"] == pytest.approx(100 * (12 - len(same)) / 12)
     assert (found["n_same_words"], found["percent_other_words"]) == (len(same), 100)
     assert main(["score", str(folder)]) == 0
-    assert f"{len(same)} pairs read the same, and chance decides there; 100.0 % without them" in (
+    assert f"{len(same)} of 12 pairs read the same, and chance decides there; 100.0 % without" in (
         capsys.readouterr().out
     )
 

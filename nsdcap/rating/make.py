@@ -108,7 +108,9 @@ def make(
         (partial / "study.json").chmod(0o600)
     same = sum(same_words(trial) for trial in listed if not trial.catch)
     if same:
-        log(f"{same} pairs of captions read the same: they stay, and raters can only guess there")
+        log(
+            f"{same} of {len(drawn)} pairs of captions read the same: they stay, and raters can only guess there"
+        )
     each = Counter(trial.subject for trial in listed if not trial.catch)
     counts = ", ".join(f"{n} of subject {subject}" for subject, n in sorted(each.items()))
     log(f"study {study.id} in {folder}: {len(drawn)} pictures ({counts}), {len(caught)} catch trials, "

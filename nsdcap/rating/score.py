@@ -184,7 +184,7 @@ def told(found: dict[str, Any]) -> str:
     if found["n_same_words"]:
         rest = found["percent_other_words"]
         lines.append(
-            f"{found['n_same_words']} pairs read the same, and chance decides there"
+            f"{found['n_same_words']} of {found['n_trials']} pairs read the same, and chance decides there"
             + ("" if rest is None else f"; {rest:.1f} % without them")
         )
     if found["interval"] is None:
