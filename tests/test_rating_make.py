@@ -142,7 +142,7 @@ def test_a_captioner_that_repeats_itself_is_not_spared_pairs_that_read_the_same(
     study = make(out, tmp_path / "study", "captions", catch=0, log=said.append)
     same = sum(t.target[2:5] == t.foil[2:5] == "dog" for t in study.trials)
     assert 7 <= same <= 22  # of 60 pairs 60 x 30/60 x 29/59 = 14.7 on average, sd 2.7
-    assert f"{same} of 60 pairs of captions read the same: they stay" in said[1]
+    assert f"{same} of 60 pairs of captions read the same; they stay" in said[1]
     of_one = make(out, tmp_path / "one", "captions", arm="picture", catch=0, log=said.append)
     assert len(of_one.trials) == 60
     assert "60 of 60 pairs of captions read the same" in said[-2]

@@ -135,7 +135,14 @@ def test_pictures_are_those_of_the_trial_on_the_sides_of_the_key(server):
                 continue
             assert (status, headers["Content-Type"]) == (200, "image/png")
             assert headers["Cache-Control"] == "no-store"
-            pixel[place] = np.asarray(Image.open(io.BytesIO(body)))[0, 0].tolist()
+            image = Image.open(io.BytesIO(body))
+            assert (image.format, image.mode, image.info) == (
+                "PNG",
+                "RGB",
+                {},
+            )  # nothing but pixels
+            assert not {"Last-Modified", "ETag", "Content-Disposition"} & set(headers)
+            pixel[place] = np.asarray(image)[0, 0].tolist()
         assert pixel["shown"] == [trial.nsd_id, 0, 0]
         if server.study.kind == "pictures":
             other = {"left": "right", "right": "left"}[asked.side]

@@ -109,7 +109,7 @@ def make(
     same = sum(same_words(trial) for trial in listed if not trial.catch)
     if same:
         log(
-            f"{same} of {len(drawn)} pairs of captions read the same: they stay, and raters can only guess there"
+            f"{same} of {len(drawn)} pairs of captions read the same; they stay, raters can only guess"
         )
     each = Counter(trial.subject for trial in listed if not trial.catch)
     counts = ", ".join(f"{n} of subject {subject}" for subject, n in sorted(each.items()))
