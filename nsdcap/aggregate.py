@@ -21,7 +21,14 @@ from nsdcap.tables import (
     write_table,
 )
 from nsdcap.tables_captions import caption_rows, read_captions
-from nsdcap.tables_encoding import ENCODING_COLUMNS, LAYER_COLUMNS, encoding_rows, layer_rows
+from nsdcap.tables_encoding import (
+    ENCODING_COLUMNS,
+    GROUP_COLUMNS,
+    LAYER_COLUMNS,
+    encoding_rows,
+    group_rows,
+    layer_rows,
+)
 from nsdcap.tables_pictures import picture_rows
 
 
@@ -93,7 +100,8 @@ def aggregate(
         }
         log(f"aggregate subj{subject:02d}: {counts[subject]}")
     for name, columns, table in (
-        ("encoding", ENCODING_COLUMNS, encoding), ("layers", LAYER_COLUMNS, layers),
+        ("encoding", ENCODING_COLUMNS, encoding),
+        ("encoding_group", GROUP_COLUMNS, group_rows(encoding)), ("layers", LAYER_COLUMNS, layers),
         ("captions", SCORE_COLUMNS, captions), ("pictures", SCORE_COLUMNS, pictures),
         ("decoding", DECODING_COLUMNS, decoding),
     ):  # fmt: skip

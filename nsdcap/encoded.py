@@ -22,6 +22,7 @@ from nsdcap.tables import open_hdf5
 ROIS = (*STREAMS, "all")
 MAPS = ("r", "p_permutation", "p_gaussian", "alpha")
 JOINT_MAPS = (*MAPS, "ratio", "gain", "gain_low", "gain_high")
+ERRORS = ("mean_r_error", "mean_gain_error")
 # below this highest r nothing is divided by it: r's own error, 0.03 for 982 pictures, grows fivefold there
 CEILING_FLOOR = 0.2
 
@@ -43,26 +44,29 @@ class Voxels:
         volume[tuple(self.xyz.T)] = values
         return volume
 
-    def inside(self, roi: str) -> np.ndarray:
-        """Which voxels (n_voxels,) bool lie in a stream, or in any ("all")."""
-        if roi == "all":
-            return np.isin(self.stream, range(1, 8))
-        return self.stream == STREAMS.index(roi) + 1
-
 
 @dataclass(frozen=True)
 class Model:
     """One encoding model's maps by name, (n_voxels,) each; ``layer`` and ``phase`` None for z_v.
 
     Maps: what the cell holds (``MAPS`` or ``JOINT_MAPS``), and of these ``q`` of p_permutation,
-    ``q_gaussian``, ``r_over_ceiling``; of joint models also ``gain_p``, ``gain_q``.
+    ``q_gaussian``, ``r_over_ceiling``; of joint models also ``gain_p``, ``gain_q``. ``errors``:
+    ``mean_r_error`` and of joint models ``mean_gain_error``, (ROIS,) standard errors over pictures.
     """
 
     feature: str
     layer: int | None
     phase: str | None
     maps: dict[str, np.ndarray]
+    errors: dict[str, np.ndarray]
     edge_share: float
+
+
+def inside(stream: np.ndarray, roi: str) -> np.ndarray:
+    """Which voxels (n_voxels,) bool lie in a stream, or in any ("all")."""
+    if roi == "all":
+        return np.isin(stream, range(1, 8))
+    return stream == STREAMS.index(roi) + 1
 
 
 def read_voxels(out: Path, subject: int) -> Voxels:
@@ -97,7 +101,13 @@ def read_models(out: Path, subject: int, layers: list[int], voxels: Voxels) -> I
                 wanted = JOINT_MAPS if feature == "joint" else MAPS
                 maps = {key: _map(file[name], key, len(voxels.stream), path) for key in wanted}
                 maps |= derived(maps, voxels.ceiling)
-                yield Model(feature, layer, phase, maps, float(file[name].attrs["edge_share"]))
+                errors = {
+                    key: _map(file[name], key, len(ROIS), path)
+                    for key in ERRORS
+                    if feature == "joint" or key == "mean_r_error"
+                }
+                share = float(file[name].attrs["edge_share"])
+                yield Model(feature, layer, phase, maps, errors, share)
 
 
 def derived(maps: dict[str, np.ndarray], ceiling: np.ndarray) -> dict[str, np.ndarray]:
@@ -148,11 +158,12 @@ def best_layer(models: list[Model]) -> tuple[np.ndarray, np.ndarray]:
     return np.where(known, layer, np.nan), fdr(p)[1]
 
 
-def _map(group: Any, key: str, n_voxels: int, path: Path) -> np.ndarray:
-    if key not in group or group[key].shape != (n_voxels,):
+def _map(group: Any, key: str, length: int, path: Path) -> np.ndarray:
+    if key not in group or group[key].shape != (length,):
         found = group[key].shape if key in group else "nothing"
+        kind = "the streams and all" if key in ERRORS else "the voxels of the prepare stage"
         raise DataError(
-            f"{path}: {group.name}/{key}: found {found}, expected ({n_voxels},), the voxels of the "
-            "prepare stage; run the encode stage again"
+            f"{path}: {group.name}/{key}: found {found}, expected ({length},), {kind}; run the encode "
+            "stage again, with --force"
         )
     return group[key][:]

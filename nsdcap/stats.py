@@ -277,16 +277,73 @@ def gain_r2(joint: Any, single: Any, measured: Any, n_boot: int, seed: int) -> t
     weights = xp.asarray(resamples(n, n_boot, seed))
     found = xp.full((3, t), xp.nan)
     for columns in _blocks(measured):
-        both, one, y = (x[:, columns].astype(np.float64) for x in (joint, single, measured))
-        scale = _unit(xp.concatenate([both, one, y]).T)  # the gain is a ratio
-        both, one, y = both * scale, one * scale, y * scale
-        saved = (one - y) ** 2 - (both - y) ** 2
-        y = xp.where(y.max(0) == y.min(0), xp.nan, y - y.mean(0))
+        saved, y = _saved(*(x[:, columns] for x in (joint, single, measured)))
         with np.errstate(divide="ignore", invalid="ignore"):
             found[0, columns] = saved.mean(0) / (y**2).mean(0)
             gains = (weights @ saved) / (weights @ y**2 - (weights @ y) ** 2)  # (n_boot, b)
         found[1:, columns] = xp.quantile(gains, xp.asarray([0.025, 0.975]), axis=0)
     return found[0], found[1], found[2]
+
+
+def mean_r_error(predicted: Any, measured: Any, groups: np.ndarray) -> Any:
+    """Standard error (g,) float64 of the mean r over groups of voxels, had other pictures been shown.
+
+    predicted, measured (n, t); ``groups`` (g, t) bool: which voxels are in each. Infinitesimal
+    jackknife: a picture's pull on a voxel's r is x y - r (x^2 + y^2) / 2 of its z-scores, and pulls are
+    averaged over the voxels before they are squared. So neighbours that err alike count as what they
+    are; the unit is the picture, the model stays. Constant voxels are left out, NaN where no other is
+    in a group. Memory: some (48, n) arrays and (g, n). ValueError as ``pearson``.
+    """
+    xp = _checked(predicted=predicted, measured=measured)
+    inside = xp.asarray(groups)
+    pull, count = xp.zeros((len(inside), len(predicted))), xp.zeros(len(inside))
+    for columns in _blocks(predicted):
+        x, y = _standard(predicted[:, columns]), _standard(measured[:, columns])
+        r = xp.einsum("ij,ij->i", x, y)
+        valid = xp.isfinite(r)
+        x, y, r = x[valid], y[valid], r[valid]
+        mine = inside[:, columns][:, valid].astype(np.float64)
+        pull += mine @ (x * y - r[:, None] / 2 * (x**2 + y**2)) * len(predicted)
+        count += mine.sum(1)
+    return _error_of_mean(pull, count)
+
+
+def mean_gain_error(joint: Any, single: Any, measured: Any, groups: np.ndarray) -> Any:
+    """As ``mean_r_error`` for the mean of ``gain_r2`` over groups of voxels (g, t)."""
+    xp = _checked(joint=joint, single=single, measured=measured)
+    inside = xp.asarray(groups)
+    pull, count = xp.zeros((len(inside), len(measured))), xp.zeros(len(inside))
+    for columns in _blocks(measured):
+        saved, y = _saved(*(x[:, columns] for x in (joint, single, measured)))
+        variance = (y**2).mean(0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            pulls = (saved - saved.mean(0) / variance * y**2) / variance
+        valid = xp.isfinite(pulls[0])
+        mine = inside[:, columns][:, valid].astype(np.float64)
+        pull += mine @ pulls[:, valid].T
+        count += mine.sum(1)
+    return _error_of_mean(pull, count)
+
+
+def _error_of_mean(pull: Any, count: Any) -> Any:
+    """From sums of pulls (g, n) over ``count`` (g,) voxels."""
+    xp = array_module(pull)
+    n = pull.shape[1]
+    squares = xp.einsum("ij,ij->i", pull, pull) / (n * max(n - 1, 1))
+    return xp.sqrt(squares) / xp.where(count > 0, count, xp.nan)
+
+
+def _saved(both: Any, one: Any, y: Any) -> tuple[Any, Any]:
+    """Squared error that ``both`` saves over ``one``, and y about its mean, NaN where constant, (n, b) float64.
+
+    Columns are scaled, alike in both: a gain is a ratio.
+    """
+    xp = array_module(y)
+    both, one, y = (x.astype(np.float64) for x in (both, one, y))
+    scale = _unit(xp.concatenate([both, one, y]).T)
+    both, one, y = both * scale, one * scale, y * scale
+    saved = (one - y) ** 2 - (both - y) ** 2
+    return saved, xp.where(y.max(0) == y.min(0), xp.nan, y - y.mean(0))
 
 
 def _standard(x: Any) -> Any:

@@ -49,6 +49,7 @@ def planted_maps(r: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarra
     return {
         "r": known, "p_permutation": p, "p_gaussian": np.minimum(p * 1.3, 1),
         "p_fwe": np.minimum(p * 50, 1), "alpha": np.full(len(r), 2.0),
+        "mean_r_error": np.linspace(0.01, 0.02, 8),
     }  # fmt: skip
 
 
@@ -82,6 +83,7 @@ def write_run(
                     joint = planted_maps(np.where(early, 0.5, 0.4), rng)
                     joint |= {"ratio": np.ones(len(stream)), "gain": gain}
                     joint |= {"gain_low": gain - 0.02, "gain_high": gain + 0.02}
+                    joint["mean_gain_error"] = np.full(8, 0.003)
                     write_maps(file, f"joint_{phase}", joint)
         (out / f"caption/{name}.json").write_text(json.dumps(caption_file(subject, n)))
         with h5py.File(out / f"decode/{name}.h5", "w") as file:
