@@ -23,6 +23,7 @@ from nsdcap.paths import Cell, artefact
 from nsdcap.ridge import Fit, edge_share, edge_warning, to_host
 from nsdcap.ridge_encode import encode_basis, encode_dual, encode_flops, encode_primal
 from nsdcap.ridge_joint import encode_joint
+from nsdcap.stats_means import mean_gain_error, mean_r_error
 
 Maps = dict[str, np.ndarray]  # of one model, by name
 
@@ -46,9 +47,9 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
     a control for their numbers of features. With a layer: ``z_B_early``, ``z_B_mid``, ``z_B_late``
     from BERT's hidden states, and ``joint_*`` from z_v and z_B together, each space scaled to unit
     mean eigenvalue. Maps: ``r`` with the test pictures' mean responses, ``p_permutation``, ``p_fwe``,
-    ``p_gaussian``, ``alpha``; joint ones also ``ratio``, ``gain``, ``gain_low``, ``gain_high``. Beside
-    them, one for each of ``ROIS``, the standard error over pictures of its mean r, ``mean_r_error``, and
-    of its mean gain, ``mean_gain_error``.
+    ``p_gaussian``, ``alpha``; joint ones also ``ratio``, ``gain``, ``gain_low``, ``gain_high``,
+    ``gain_p``. Beside them ``mean_r_error`` and ``mean_gain_error``: for each of ``ROIS`` the standard
+    error over pictures of its mean r and its mean gain.
 
     A part is kept of each model, of the joint ones together.
     Memory: responses of the training pictures, twice, and with a layer the eigenbases of z_v's kernel,
@@ -175,7 +176,8 @@ def _joint(
         gains = stats.gain_r2(both, alone, measured, config.encode.bootstraps, config.seed)
         for key, values in zip(("gain", "gain_low", "gain_high"), gains, strict=True):
             own[key] = to_host(values).astype("f4")
-        error = stats.mean_gain_error(both, alone, measured, responses.rois)
+        own["gain_p"] = stats.gain_p(both, alone, measured).astype("f4")
+        error = mean_gain_error(both, alone, measured, responses.rois)
         own["mean_gain_error"] = to_host(error).astype("f4")
         maps |= {f"{name}/{key}": values for key, values in own.items()}
     return maps
@@ -191,7 +193,7 @@ def _maps(fit: Fit, responses: Responses, config: Config) -> Maps:
     both = xp.asarray(fit.predictions), xp.asarray(responses.test)
     found = stats.pearson(*both), *stats.p_permutation(*both, config.encode.nulls, config.seed)
     r, p, p_fwe = (to_host(values) for values in found)
-    error = to_host(stats.mean_r_error(*both, responses.rois))
+    error = to_host(mean_r_error(*both, responses.rois))
     maps = {"r": r, "p_permutation": p, "p_fwe": p_fwe, "mean_r_error": error,
             "p_gaussian": stats.p_gaussian(r, len(responses.test)),
             "alpha": np.asarray(config.ridge.alphas)[fit.alpha_index]}  # fmt: skip

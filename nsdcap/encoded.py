@@ -1,5 +1,5 @@
 """A subject's encoding models as its cells hold them, and what follows voxel by voxel: q, r over ceiling,
-p of the gain, best layer.
+best layer.
 
 A layer is a hidden state of BERT: 0 the embeddings, then one a layer.
 """
@@ -21,7 +21,7 @@ from nsdcap.tables import open_hdf5
 
 ROIS = (*STREAMS, "all")
 MAPS = ("r", "p_permutation", "p_gaussian", "alpha")
-JOINT_MAPS = (*MAPS, "ratio", "gain", "gain_low", "gain_high")
+JOINT_MAPS = (*MAPS, "ratio", "gain", "gain_low", "gain_high", "gain_p")
 ERRORS = ("mean_r_error", "mean_gain_error")
 # below this highest r nothing is divided by it: r's own error, 0.03 for 982 pictures, grows fivefold there
 CEILING_FLOOR = 0.2
@@ -50,7 +50,7 @@ class Model:
     """One encoding model's maps by name, (n_voxels,) each; ``layer`` and ``phase`` None for z_v.
 
     Maps: what the cell holds (``MAPS`` or ``JOINT_MAPS``), and of these ``q`` of p_permutation,
-    ``q_gaussian``, ``r_over_ceiling``; of joint models also ``gain_p``, ``gain_q``. ``errors``:
+    ``q_gaussian``, ``r_over_ceiling``; of joint models also ``gain_q``. ``errors``:
     ``mean_r_error`` and of joint models ``mean_gain_error``, (ROIS,) standard errors over pictures.
     """
 
@@ -122,24 +122,8 @@ def derived(maps: dict[str, np.ndarray], ceiling: np.ndarray) -> dict[str, np.nd
         "r_over_ceiling": maps["r"] / np.where(ceiling >= CEILING_FLOOR, ceiling, np.nan),
     }
     if "gain" in maps:
-        found["gain_p"] = gain_p(maps["gain"], maps["gain_low"], maps["gain_high"])
-        found["gain_q"] = fdr(found["gain_p"])[1]
+        found["gain_q"] = fdr(maps["gain_p"])[1]
     return {name: values.astype(np.float32) for name, values in found.items()}
-
-
-def gain_p(gain: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """One-sided p (t,) float64 of a gain in R2 that is not above 0: of joint models that add nothing.
-
-    Approximate: normal, with the standard error that the 95 % bootstrap interval over pictures has.
-    1 where every resample gives the same and the gain is not above 0; NaN stays NaN.
-    """
-    from scipy.stats import norm
-
-    gain, low, high = (np.asarray(x, dtype=np.float64) for x in (gain, low, high))
-    error = (high - low) / (2 * norm.ppf(0.975))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        p = norm.sf(gain / error)
-    return np.where((error == 0) & (gain <= 0), 1.0, p)
 
 
 def best_layer(models: list[Model]) -> tuple[np.ndarray, np.ndarray]:

@@ -45,7 +45,7 @@ STATISTICS: dict[str, tuple[str, str, str]] = {
     "gain": ("gain", SHARE, "R2(z_v and z_B) - R2(z_v), test pictures"),
     "gain_low": ("gain_low", SHARE, "2.5 % point of the gain, bootstrap over pictures"),
     "gain_high": ("gain_high", SHARE, "97.5 % point of the gain, bootstrap over pictures"),
-    "gain_p": ("gain_p", "probability", "of a gain not above 0, normal with the bootstrap's error"),
+    "gain_p": ("gain_p", "probability", "of a gain not above 0, one-sided: random signs"),
     "gain_q": ("gain_q", "false discovery rate", "Benjamini-Hochberg over the voxels of this map"),
 }  # fmt: skip
 ALONE: dict[str, tuple[str, str]] = {

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import sacrebleu
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from statsmodels.stats.multitest import fdrcorrection
 
 from nsdcap.aggregate import aggregate
@@ -83,6 +83,7 @@ def write_run(
                     joint = planted_maps(np.where(early, 0.5, 0.4), rng)
                     joint |= {"ratio": np.ones(len(stream)), "gain": gain}
                     joint |= {"gain_low": gain - 0.02, "gain_high": gain + 0.02}
+                    joint["gain_p"] = norm.sf(gain / 0.01)
                     joint["mean_gain_error"] = np.full(8, 0.003)
                     write_maps(file, f"joint_{phase}", joint)
         (out / f"caption/{name}.json").write_text(json.dumps(caption_file(subject, n)))

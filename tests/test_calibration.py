@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from nsdcap.encoded import gain_p
-from nsdcap.stats import fdr, gain_r2, mean_gain_error, mean_r_error, p_permutation, pearson
+from nsdcap.stats import fdr, gain_p, p_permutation, pearson
+from nsdcap.stats_means import mean_gain_error, mean_r_error
 
 ALPHA = 0.05
 N, VOXELS, TOGETHER, NULLS = 61, 40, 20, 2000  # p down to 1 / 2001: BH of 40 needs 0.05 / 40
@@ -72,17 +72,28 @@ def test_few_maps_have_a_gain_where_nothing_is_gained() -> None:
         for _ in range(20):
             signal, one, two, noise = rng.normal(size=(4, 200, 20 * VOXELS))
             measured = signal + noise
-            gains = gain_r2(signal + spoilt * two, signal + one, measured, 200, 0)
-            hits += [fdr(p)[0].any() for p in gain_p(*gains).reshape(20, VOXELS)]
+            p = gain_p(signal + spoilt * two, signal + one, measured)
+            hits += [fdr(one)[0].any() for one in p.reshape(20, VOXELS)]
         shares.append(np.mean(hits))
     error = (ALPHA * (1 - ALPHA) / len(hits)) ** 0.5
     assert shares[0] <= ALPHA + 3 * error
     assert shares[1] < ALPHA / 5
 
 
-def test_p_of_a_gain_that_is_always_the_same() -> None:
-    gain = np.array([0.0, -0.1, 0.2, np.nan])
-    np.testing.assert_array_equal(gain_p(gain, gain, gain), [1, 1, 0, np.nan])
+def test_p_of_a_gain_is_that_of_random_signs() -> None:
+    rng = np.random.default_rng(7)
+    single, more, noise = rng.normal(size=(3, 80, 6))
+    joint, measured = single + 0.3 * more, single + 0.1 * more + noise
+    joint[:, 4] = single[:, 4]
+    measured[:, 5] = 2.0
+    saved = (single - measured) ** 2 - (joint - measured) ** 2
+    signs = rng.choice([-1.0, 1.0], size=(200_000, 80))
+    expected = (signs @ saved >= saved.sum(0)).mean(0)
+    found = gain_p(joint, single, measured)
+    np.testing.assert_allclose(found[:4], expected[:4], atol=0.01)
+    assert found[:4].min() < 0.2
+    assert found[4] == 1
+    assert np.isnan(found[5])
 
 
 def loops(statistic, n: int, rng: np.random.Generator) -> np.ndarray:
