@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from nsdcap.config import Config
 from nsdcap.encoded import best_layer, read_models, read_voxels
 from nsdcap.errors import DataError
 from nsdcap.maps import Fixed, maps_of, write_listing, write_surfaces, write_volumes
-from nsdcap.paths import Cell, artefact
+from nsdcap.paths import DONE, Cell, artefact
 from nsdcap.tables import (
     BOOTSTRAPS,
     DECODING_COLUMNS,
@@ -30,6 +31,8 @@ from nsdcap.tables_encoding import (
     layer_rows,
 )
 from nsdcap.tables_pictures import picture_rows
+
+INPUTS = ("prepare", "decode", "caption", "reconstruct", "encode")  # stages
 
 
 def run(cell: Cell, config: Config, nsd: Any, out: Path, target: Path) -> None:
@@ -115,10 +118,26 @@ def aggregate(
     (target / "run.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
+def results_time(out: Path) -> str:
+    """When the newest of the results in ``out`` that tables are made from was, as "results as of ...".
+
+    By the sidecars, so the same cells tell the same time whenever their tables are made.
+    """
+    ended = [
+        json.loads(path.read_text())["ended"]
+        for stage in INPUTS
+        for path in (out / stage).glob(f"*{DONE}")
+    ]
+    if not ended:
+        return "results of an unknown time"
+    newest = max(datetime.fromisoformat(time) for time in ended).astimezone(UTC)
+    return newest.strftime("results as of %d %B %Y, %H:%M UTC")
+
+
 def _refuse_gaps(out: Path, subjects: list[int], states: list[int]) -> None:
     cells = [
         Cell(stage, subject)
-        for stage in ("prepare", "decode", "caption", "reconstruct")
+        for stage in INPUTS[:-1]
         for subject in subjects
     ]
     cells += [Cell("encode", subject, state) for subject in subjects for state in (None, *states)]

@@ -6,13 +6,13 @@ import base64
 import json
 import re
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nsdcap import __version__
+from nsdcap.aggregate import results_time
 from nsdcap.config import MODEL_NAMES, PHASES, STREAMS
 from nsdcap.errors import DataError
 from nsdcap.paths import config_file
@@ -48,7 +48,7 @@ def write(out: Path, target: Path, log: Callable[[str], object] = print) -> Path
     )  # fmt: skip
     page = environment.get_template("report.html.j2").render(
         version=__version__,
-        made=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
+        made=results_time(out),
         run=run.about,
         miniature=bool(_MINIATURE.search(settings)),
         results=results(run, scores),
