@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import false_discovery_control
 
 from nsdcap.config import PHASES, STREAMS
 from nsdcap.errors import DataError
@@ -127,19 +128,22 @@ def derived(maps: dict[str, np.ndarray], ceiling: np.ndarray) -> dict[str, np.nd
 
 
 def best_layer(models: list[Model]) -> tuple[np.ndarray, np.ndarray]:
-    """The layer of each voxel's highest gain over z_v, and q of that gain, (n_voxels,) float64 each.
+    """The layer of each voxel's highest gain over z_v, and q of there being any, (n_voxels,) float64 each.
 
-    NaN where no gain is known. The best of many gains flatters itself: its p is multiplied by the
-    number of models (Bonferroni), then Benjamini-Hochberg over the voxels.
+    NaN where no gain is known. The best of many gains flatters itself, so q is not of that one gain
+    but of all of the voxel's gains together: Simes' p, of "no model adds anything", which costs little
+    where models that are alike agree; then Benjamini-Hochberg over the voxels.
     """
     joint = [model for model in models if model.feature == "joint"]
     gains = np.stack([model.maps["gain"] for model in joint])  # (models, n_voxels)
-    at = np.where(np.isfinite(gains), gains, -np.inf).argmax(0)
+    p = np.stack([model.maps["gain_p"] for model in joint]).astype(np.float64)
+    known = np.isfinite(gains) & np.isfinite(p)
+    at = np.where(known, gains, -np.inf).argmax(0)
     layer = np.array([float(model.layer or 0) for model in joint])[at]
-    p = np.stack([model.maps["gain_p"] for model in joint])[at, np.arange(len(at))]
-    known = np.isfinite(gains).any(0)
-    p = np.where(known, np.minimum(p.astype(np.float64) * len(joint), 1.0), np.nan)
-    return np.where(known, layer, np.nan), fdr(p)[1]
+    # Benjamini-Hochberg's smallest q among p of one hypothesis is Simes' p
+    simes = false_discovery_control(np.where(known, p, 1.0), axis=0).min(0)
+    anywhere = known.any(0)
+    return np.where(anywhere, layer, np.nan), fdr(np.where(anywhere, simes, np.nan))[1]
 
 
 def _map(group: Any, key: str, length: int, path: Path) -> np.ndarray:

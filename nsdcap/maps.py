@@ -9,7 +9,7 @@
     maps/subj01/fsaverage/lh.z_B_mid_r.mgz        (163842, 1, 1, layers)
     maps/subj01/fsaverage5/lh.z_B_r.func.gii      (10242,), significant vertices, for the figures
 
-Four subjects with 13 layers: 550 files, 550 MB.
+Four subjects with 13 layers: 500 files, 300 MB.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ STATISTICS: dict[str, tuple[str, str, str]] = {
     "gain": ("gain", SHARE, "R2(z_v and z_B) - R2(z_v), test pictures"),
     "gain_low": ("gain_low", SHARE, "2.5 % point of the gain, bootstrap over pictures"),
     "gain_high": ("gain_high", SHARE, "97.5 % point of the gain, bootstrap over pictures"),
-    "gain_p": ("gain_p", "probability", "of a gain not above 0, one-sided: random signs"),
+    "gain_p": ("gain_p", "probability", "of a gain not above 0: paired t of squared errors"),
     "gain_q": ("gain_q", "false discovery rate", "Benjamini-Hochberg over the voxels of this map"),
 }  # fmt: skip
 ALONE: dict[str, tuple[str, str]] = {
     "ceiling": ("Pearson r", "the highest r there can be, sqrt(noise ceiling)"),
     "best_layer": ("BERT layer", f"of the highest gain, where best_layer_q is below {ALPHA}"),
-    "best_layer_q": ("false discovery rate", "of the highest gain, corrected for picking it"),
+    "best_layer_q": ("false discovery rate", "of a gain in any layer and phase (Simes)"),
 }
 VOLUME_ONLY = ("p", "gain_low", "gain_high", "gain_p")
 SHOWN = ("z_v_r", "z_B_r", "gain", "best_layer")  # thresholded on fsaverage5
