@@ -11,6 +11,7 @@ import pytest
 from nsdcap.config import PHASES
 from nsdcap.encoded import JOINT_MAPS, MAPS, Model, Voxels, derived
 from nsdcap.maps import (
+    SHOWN,
     Fixed,
     at_vertices,
     maps_of,
@@ -51,8 +52,9 @@ def models(voxels) -> list[Model]:
         p = np.where(voxels.xyz[:, 0] < 4, 1e-4, 0.8).astype("f4")
         p[5] = np.nan
         maps |= {"p_permutation": p, "p_gaussian": p}
-        if feature == "joint":
-            maps["gain_p"] = p
+        if feature == "joint":  # the best layer is 2 in odd x, 5 in even
+            best = np.where(voxels.xyz[:, 0] % 2, 2, 5) == layer
+            maps |= {"gain_p": p, "gain": (maps["gain"] + 9 * best).astype("f4")}
         maps |= derived(maps, voxels.ceiling)
         found.append(Model(feature, layer, phase, maps, {}, 0.0))
     return found
@@ -86,11 +88,9 @@ def save(path, values: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, voxels, models, transforms):
-    """A subject's maps on disk; best layer 0 in even, 5 in odd x."""
+    """A subject's maps on disk."""
     target = tmp_path_factory.mktemp("maps")
-    best = np.where(voxels.xyz[:, 0] % 2, 5.0, 0.0)
-    q = np.where(voxels.xyz[:, 1] < 5, 0.01, 0.5)
-    maps = maps_of(models, voxels, best, q)
+    maps = maps_of(models, voxels)
     entries = write_volumes(target, 1, maps, voxels)
     entries += write_surfaces(target, 1, maps, voxels, transforms[0], Fixed(5), print)
     write_listing(target, entries)
@@ -149,7 +149,7 @@ def test_volumes_hold_the_planted_function(folder, voxels):
     np.testing.assert_allclose(over[~low], expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["z_v_r", "z_B_r", "gain", "best_layer"])
+@pytest.mark.parametrize("name", SHOWN)
 def test_figures_get_significant_vertices_of_the_fixed_layer(folder, name):
     stem, frame = {"z_B_r": ("z_B_mid_r", 2), "gain": ("joint_mid_gain", 2)}.get(name, (name, 0))
     q = {"z_v_r": "z_v_q", "z_B_r": "z_B_mid_q", "gain": "joint_mid_gain_q"}.get(name)
@@ -165,6 +165,19 @@ def test_figures_get_significant_vertices_of_the_fixed_layer(folder, name):
             shown = below < 0.05 if q else np.isfinite(full)
         assert 0 < shown.sum() < 10242
         np.testing.assert_array_equal(image.darrays[0].data, np.where(shown, full, np.nan))
+
+
+def test_best_layers_are_the_planted_ones_where_significant(folder, voxels):
+    best, by_r = (
+        nib.load(folder / f"subj01/{name}.nii.gz").get_fdata()[tuple(voxels.xyz.T)]
+        for name in ("best_layer", "best_layer_r")
+    )
+    x = voxels.xyz[:, 0]
+    known = (x < 4) & (np.arange(len(x)) != 5)
+    np.testing.assert_array_equal(best[known], np.where(x % 2, 2, 5)[known])
+    np.testing.assert_array_equal(by_r[known], 0)  # r falls with the layer
+    assert np.isnan(best[~known]).all()
+    assert np.isnan(by_r[~known]).all()
 
 
 def test_every_file_is_listed_as_it_is(folder, voxels):
@@ -188,7 +201,7 @@ def test_a_missing_transform_leaves_no_surface(tmp_path, voxels, models, transfo
     kept = path.read_bytes()
     path.unlink()
     said: list[str] = []
-    maps = maps_of(models, voxels, np.zeros(len(voxels.xyz)), np.ones(len(voxels.xyz)))
+    maps = maps_of(models, voxels)
     try:
         found = write_surfaces(tmp_path, 1, maps, voxels, transforms[0], Fixed(5), said.append)
     finally:
