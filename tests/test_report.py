@@ -232,8 +232,8 @@ def test_the_stage_makes_all_of_it(tmp_path):
 
 def test_flat_maps_where_every_subject_has_surfaces(tmp_path):
     class Both(FakeSurfaces):
-        def to_surface(self, subject, hemi, volume, kind):
-            return super().to_surface(1, hemi, volume, kind)
+        def to_surface(self, subject, *rest):
+            return super().to_surface(1, *rest)
 
     write_run(tmp_path)
     target = tmp_path / "aggregate"
