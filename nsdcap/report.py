@@ -73,7 +73,7 @@ def results(run: Run, scores: dict[str, list[dict]]) -> list[dict[str, str]]:
     rows = []
     for metric, paper in (
         ("BLEU-4 sacrebleu", "11.06, which BLEU is not said (chance 2.4 ± 1.7)"),
-        ("BLEU-4 coco-like", "the same; which BLEU is not said"),
+        ("BLEU-4 coco", "the same; which BLEU is not said"),
         ("BLEU-4 sentence", "the same; which BLEU is not said"),
         ("CLIP cosine", "above chance"),
     ):

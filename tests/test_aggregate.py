@@ -16,9 +16,14 @@ from statsmodels.stats.multitest import fdrcorrection
 
 from nsdcap.aggregate import aggregate
 from nsdcap.errors import DataError
+from nsdcap.metrics.captions import COCO_METRICS
+from nsdcap.metrics.clip import METRICS
 from nsdcap.metrics.pictures import pixcorr
 from nsdcap.metrics.similarity import wins
 from nsdcap.plots_cortex import open_run
+
+# scores by Java have tests of their own
+pytestmark = pytest.mark.usefixtures("no_java")
 
 SUBJECTS, STATES, N_TEST, SIDE, SAMPLES, D = [1, 2], [0, 1, 2], 12, 16, 2, 8
 SHAPE = (10, 8, 6)
@@ -148,10 +153,17 @@ def caption_file(subject: int, n: int = N_TEST) -> dict:
             "picture": text,
             "nearest": truth[(i + 1) % n] if i % 2 else text,
             "references": [text.capitalize() + ".", f"There is a {things[i % 3]} on a {places[i % 4]}."],
-            "clip": {"brain": 0.30 + 0.001 * i, "brain_gain": 0.31, "picture": 0.4, "nearest": 0.305},
+            "clip": {
+                metric: {"brain": 0.30 + 0.001 * i, "brain_gain": 0.31, "picture": 0.4, "nearest": 0.305}
+                for metric in METRICS
+            },
         }  # fmt: skip
     arms = ["brain", "brain_gain", "picture", "nearest"]
-    return {"subject": subject, "arms": arms, "captions": captions}
+    chance = {metric: {arm: [0.21, 0.004] for arm in arms} for metric in METRICS}
+    return {
+        "subject": subject, "arms": arms, "captions": captions, "clip_model": "a-clip",
+        "clip_shuffles": 1000, "clip_chance": chance,
+    }  # fmt: skip
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -326,21 +338,26 @@ def test_captions_carry_definition_interval_and_chance(done):
         assert 0 < float(row["chance_mean"]) < 100
         assert float(row["chance_sd"]) > 0
     assert all("BLEU" in row["definition"] for row in rows if "BLEU" in row["metric"])
-    assert float(pick(rows, subject=1, arm="picture", metric="BLEU-4 coco-like")["value"]) > 99
+    for metric in COCO_METRICS:
+        row = pick(rows, subject=1, arm="picture", metric=metric)
+        assert (row["value"], row["n"], row["note"]) == (
+            "",
+            "12",
+            "needs Java: no java on the PATH",
+        )
     won = pick(rows, subject=1, arm="brain", metric="CLIP wins over nearest")
-    share = wins(np.array([e["clip"]["brain"] for e in entries]), np.full(N_TEST, 0.305))
+    share = wins(
+        np.array([e["clip"]["CLIP cosine"]["brain"] for e in entries]), np.full(N_TEST, 0.305)
+    )
     assert float(won["value"]) == pytest.approx(share.value, rel=1e-5)
-    assert pick(rows, subject=1, arm="brain", metric="CLIP cosine")["chance_mean"] == ""
-
-
-def test_chance_of_the_cosine_is_taken_where_the_caption_stage_kept_it(tmp_path):
-    write_run(tmp_path, [1], [0])
-    path = tmp_path / "caption/subj01.json"
-    content = json.loads(path.read_text()) | {"clip_chance": {"brain": [0.21, 0.004]}}
-    path.write_text(json.dumps(content))
-    aggregate(tmp_path, tmp_path / "t", [1], [0], log=lambda line: None)
-    row = pick(read_csv(tmp_path / "t/tables/captions.csv"), arm="brain", metric="CLIP cosine")
-    assert (row["chance_mean"], row["chance_sd"]) == ("0.21", "0.004")
+    for metric in METRICS:
+        row = pick(rows, subject=1, arm="brain", metric=metric)
+        assert (row["chance_mean"], row["chance_sd"], row["n_shuffles"]) == (
+            "0.21",
+            "0.004",
+            "1000",
+        )
+        assert "by CLIP a-clip" in row["definition"]
 
 
 def test_pictures_are_the_planted_order(done):
@@ -407,6 +424,18 @@ def other_voxels(out: Path) -> None:
         file["z_v/r"] = np.zeros(5)
 
 
+def lost_score(out: Path) -> None:
+    content = caption_file(1)
+    del content["captions"]["103"]["clip"]["CLIP-S"]["brain"]
+    (out / "caption/subj01.json").write_text(json.dumps(content))
+
+
+def older_captions(out: Path) -> None:
+    content = caption_file(1)
+    del content["clip_model"]
+    (out / "caption/subj01.json").write_text(json.dumps(content))
+
+
 def lost_arm(out: Path) -> None:
     content = caption_file(1)
     del content["captions"]["103"]["nearest"]
@@ -428,6 +457,8 @@ def other_pictures(out: Path) -> None:
         (lost_group, "lacks joint_mid"),
         (other_voxels, r"z_v/r: found \(5,\), expected \(240,\)"),
         (lost_arm, "without an arm.*103"),
+        (lost_score, "without an arm.*103"),
+        (older_captions, "clip_model.*run the caption stage again"),
         (cut_json, "caption/subj01.json: broken"),
         (other_pictures, "12 pictures that are not the 5 captioned"),
     ],
