@@ -296,7 +296,7 @@ def _to_surface(
 def _refuse_gaps(out: Path, subjects: list[int], states: list[int]) -> None:
     cells = [
         Cell(stage, subject)
-        for stage in ("prepare", "decode", "caption", "reconstruct")
+        for stage in ("prepare", "decode", "caption", "reconstruct", "compare")
         for subject in subjects
     ]
     cells += [Cell("encode", subject, state) for subject in subjects for state in (None, *states)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -13,6 +15,8 @@ from nsdcap.loading import load_part, reading
 
 class Clip:
     """A CLIP model whose embeddings score results, in ``models.dtype``, without gradients.
+
+    ``name`` says which, as in "CLIP ViT-B/32".
 
     Raises
     ------
@@ -33,11 +37,12 @@ class Clip:
             self.tokenizer = AutoTokenizer.from_pretrained(where)
             # PIL whatever else is installed: another resize gives other embeddings
             self.images = CLIPImageProcessorPil.from_pretrained(where)
+        self.name = _name(model.config.vision_config)
         self.batches = {"CLIP of pictures": models.batch, "CLIP of texts": models.batch}
 
     @torch.inference_mode()
-    def pictures(self, pictures: np.ndarray) -> np.ndarray:
-        """Embeddings (n, d) float32 of unit length for pictures (n, h, w, 3) uint8."""
+    def pictures(self, pictures: np.ndarray | list[np.ndarray]) -> np.ndarray:
+        """Embeddings (n, d) float32 of unit length for n pictures (h, w, 3) uint8, of any sizes in a list."""
 
         def part(rows: slice) -> np.ndarray:
             pixels = self.images(list(pictures[rows]), return_tensors="pt")["pixel_values"]
@@ -67,3 +72,10 @@ class Clip:
     @staticmethod
     def _unit(embedding: torch.Tensor) -> np.ndarray:
         return torch.nn.functional.normalize(embedding.float(), dim=-1).cpu().numpy()
+
+
+def _name(vision: Any) -> str:
+    """A vision transformer by OpenAI's letters, or by layers x width where it is none of theirs."""
+    letters = {(12, 768): "B", (24, 1024): "L", (32, 1280): "H"}
+    size = (vision.num_hidden_layers, vision.hidden_size)
+    return f"CLIP ViT-{letters.get(size, f'{size[0]}x{size[1]}')}/{vision.patch_size}"

@@ -17,7 +17,7 @@ from nsdcap.stats import bootstrap_ci
 SHUFFLES, FEW_SHUFFLES, BOOTSTRAPS, SEED = 200, 50, 1000, 0
 SCORE_COLUMNS = (
     "subject", "arm", "metric", "definition", "value", "ci_low", "ci_high", "chance_mean",
-    "chance_sd", "n",
+    "chance_sd", "n", "n_shuffles", "note",
 )  # fmt: skip
 DECODING_COLUMNS = (
     "subject", "latent", "n_targets", "alpha_median", "alpha_low", "alpha_high", "edge_share",
