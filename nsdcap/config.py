@@ -24,6 +24,7 @@ else:
 STREAMS = ("early", "midventral", "midlateral", "midparietal", "ventral", "lateral", "parietal")
 MODEL_NAMES = ("blip", "diffusion", "clip")
 PHASES = ("early", "mid", "late")  # of writing a caption
+ARMS = ("caption", "direct", "coarse")  # of pictures; coarse: where the other two start
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ class Models:
     blip_tokenizer: str = "bert-base-uncased"  # a .pth holds no vocabulary; unused with a folder
     diffusion: str = "CompVis/stable-diffusion-v1-4"
     clip: str = "openai/clip-vit-base-patch32"
+    backbones: str = (
+        ""  # a folder of weights of the networks that score pictures; empty: not computed
+    )
     device: str = "auto"
     dtype: str = "float32"  # bfloat16 or float16 on GPUs: half the memory
     picture_size: int = 0  # BLIP's; 0: the size in its own configuration

@@ -10,7 +10,7 @@ from pathlib import Path
 from nsdcap.config import MODEL_NAMES, Models
 
 # a folder's weights: the first of these that it holds, as transformers and diffusers choose
-WEIGHTS = ("*.safetensors", "*pytorch_model*.bin")
+WEIGHTS = ("*.safetensors", "*pytorch_model*.bin", "*.pth*")
 ORIGINALS = (".pth", ".pt")  # of BLIP's own code
 
 
@@ -23,11 +23,14 @@ def is_checkpoint(where: str) -> bool:
 def sources(models: Models) -> dict[str, str]:
     """Folders, files or hub ids that models are read from, by the name of their setting.
 
-    BLIP's tokenizer is one only beside a checkpoint file, which holds no vocabulary.
+    BLIP's tokenizer is one only beside a checkpoint file, which holds no vocabulary; the folder of
+    backbones only where one is given.
     """
     found = {name: getattr(models, name) for name in MODEL_NAMES}
     if is_checkpoint(models.blip):
         found["blip_tokenizer"] = models.blip_tokenizer
+    if models.backbones:
+        found["backbones"] = models.backbones
     return found
 
 
@@ -49,6 +52,7 @@ def weights_sha256(models: Models, names: Iterable[str]) -> dict[str, str]:
     return {
         f"{name}/{label}": _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)
         for name in names
+        if getattr(models, name)
         for label, path in _weights(getattr(models, name))
     }
 

@@ -44,6 +44,12 @@ def preflight(
     names = [name for name in MODEL_NAMES if name in loaded]
     for model, where in weights.used(settings, names).items():
         _check_weights(model, where, site, dry)
+    place = settings.models.backbones
+    if "backbones" in loaded and place and not Path(place).expanduser().is_dir():
+        raise DataError(
+            f"models.backbones = {place!r}: there is no such folder{bound()}; mend the setting, or leave it "
+            "empty: then what needs it is not computed"
+        )
 
 
 def _check_weights(model: str, where: str, site: Site | None, dry: bool) -> None:

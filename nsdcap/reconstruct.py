@@ -26,7 +26,7 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     HDF5, S = reconstruct.size: ``nsd_id`` (n,); ``shown`` and ``coarse`` (n, S, S, 3) uint8, coarse
     being decoded from z alone, where both arms start; ``caption`` and ``direct``
     (n, samples, S, S, 3) uint8, conditioned on the caption written from the brain and on c decoded
-    from the brain; ``clip_*`` the embeddings of each, unit length, float32.
+    from the brain; ``clip_*`` the embeddings of each, unit length, float32; attribute ``clip``: whose.
     Memory: c of the test pictures and one batch of ``reconstruct.batch`` pictures, which is kept as a part.
     """
     with h5py.File(artefact(out, Cell("decode", cell.subject)), "r") as file:
@@ -57,6 +57,7 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
 
     with h5py.File(target, "w") as file:
         file["nsd_id"] = ids
+        file.attrs["clip"] = clip.name
         batches = list(blocks(len(ids), settings.batch))
         work = {f"{rows.start}-{rows.stop}": partial(batch, rows) for rows in batches}
         parts = in_order(out, cell, work)

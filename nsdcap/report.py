@@ -23,7 +23,7 @@ HIGHER = ("ventral", "lateral", "parietal")
 # the made-up world's own captioner; real pictures must never pass for it, so nothing looser will do
 _MINIATURE = re.compile(r'^blip = ".*miniature/models/', re.MULTILINE)
 # settings that may be paths
-_PRIVATE = ("nsd_root", "annotations", "blip_tokenizer", *MODEL_NAMES)
+_PRIVATE = ("nsd_root", "annotations", "blip_tokenizer", "backbones", *MODEL_NAMES)
 
 
 def write(out: Path, target: Path, log: Callable[[str], object] = print) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from nsdcap.weights import is_path
 class Clip:
     """A CLIP model whose embeddings score results, in ``models.dtype``, without gradients.
 
-    ``name``: the hub id, or the folder's own name.
+    ``name`` says which: its kind and its hub id, or its folder's own name, as in "CLIP ViT-B/32 (my-clip)".
 
     Raises
     ------
@@ -32,7 +33,6 @@ class Clip:
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
         where = models.clip
-        self.name = Path(where).expanduser().absolute().name if is_path(where) else where
         self.device = choose_device(models.device)
         model = load_part(CLIPModel, "models.clip", where, dtype=models.dtype)
         self.model = model.to(self.device)
@@ -40,6 +40,8 @@ class Clip:
             self.tokenizer = AutoTokenizer.from_pretrained(where)
             # PIL whatever else is installed: another resize gives other embeddings
             self.images = CLIPImageProcessorPil.from_pretrained(where)
+        folder = Path(where).expanduser().absolute().name if is_path(where) else where
+        self.name = f"{_kind(model.config.vision_config)} ({folder})"
         self.batches = {"CLIP of pictures": models.batch, "CLIP of texts": models.batch}
 
     @torch.inference_mode()
@@ -74,3 +76,10 @@ class Clip:
     @staticmethod
     def _unit(embedding: torch.Tensor) -> np.ndarray:
         return torch.nn.functional.normalize(embedding.float(), dim=-1).cpu().numpy()
+
+
+def _kind(vision: Any) -> str:
+    """A vision transformer by OpenAI's letters, or by layers x width where it is none of theirs."""
+    letters = {(12, 768): "B", (24, 1024): "L", (32, 1280): "H"}
+    size = (vision.num_hidden_layers, vision.hidden_size)
+    return f"CLIP ViT-{letters.get(size, f'{size[0]}x{size[1]}')}/{vision.patch_size}"
