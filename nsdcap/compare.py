@@ -46,8 +46,11 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
         first = [name for name in made if name.endswith("/0")]
         why = why_no_ssim()
         reasons = {"ssim": why} if why else {}
+        kind = (
+            "pixcorr" if why else "pixels"
+        )  # a part is not gone on with where the other is wanted
         work = {
-            f"pixels-{rows.start}-{rows.stop}": partial(
+            f"{kind}-{rows.start}-{rows.stop}": partial(
                 pixel_scores, shown, made, rows, n, first, not why
             )
             for rows in blocks(n, BLOCK)

@@ -110,7 +110,9 @@ def test_a_stopped_cell_goes_on_after_its_finished_blocks(painted, monkeypatch):
     monkeypatch.setattr(compare, "pixel_scores", stopped)
     with pytest.raises(KeyboardInterrupt):
         compare.run(CELL, config.load(), None, painted, painted / "out.h5")
-    assert [path.name for path in parts_folder(painted, CELL).glob("*.part")] == ["pixels-0-1.part"]
+    assert [path.name for path in parts_folder(painted, CELL).glob("*.part")] == [
+        "pixcorr-0-1.part"
+    ]
     compare.run(CELL, config.load(), None, painted, painted / "out.h5")
     assert [rows.start for rows in done] == [0, 1, 1, 2, 3]
     with h5py.File(painted / "out.h5") as file:

@@ -13,18 +13,21 @@ from pathlib import Path
 
 sys.path.append(os.environ["TORCHVISION_FOLDER"])
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy.spatial.distance import correlation
 
-from nsdcap import backbones
+from nsdcap import backbones, config
+from nsdcap import compare as stage
 from nsdcap.backbones import Extractor, NotComputed, compare
 from nsdcap.errors import DataError
 from nsdcap.metrics.__main__ import main
 from nsdcap.metrics.peers import BACKBONES, MEAN, METRICS, SPREAD
 from nsdcap.metrics.pictures import two_way_identification
+from nsdcap.paths import Cell, artefact
 
 try:
     backbones._torchvision()
@@ -204,6 +207,47 @@ def test_blocks_equal_the_whole(networks, folder, pictures, key, small):
             for metric, values in expected.items():
                 np.testing.assert_allclose(whole[name][metric], values, atol=2e-5)
                 np.testing.assert_allclose(parts[name][metric], values, atol=2e-5)
+
+
+def test_the_stage_writes_every_sample_and_names_what_is_missing(
+    folder, small, tmp_path, monkeypatch
+):
+    weights, run = tmp_path / "weights", tmp_path / "run"
+    weights.mkdir()
+    (weights / BACKBONES["alexnet"].file).symlink_to(folder / BACKBONES["alexnet"].file)
+    made = artefact(run, Cell("reconstruct", 1))
+    made.parent.mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    with h5py.File(made, "w") as file:
+        file["nsd_id"] = [4, 2, 9]
+        for name, shape in (("shown", ()), ("coarse", ()), ("caption", (2,)), ("direct", (2,))):
+            file[name] = rng.integers(0, 256, (3, *shape, 32, 32, 3), dtype=np.uint8)
+    settings = config.load(settings=(f"models.backbones={str(weights)!r}", "models.device=cpu"))
+    cell, target = Cell("compare", 1), tmp_path / "out.h5"
+    stage.run(cell, settings, None, run, target)
+    with h5py.File(made) as file:
+        shown, caption = file["shown"][:], file["caption"][:]
+    readers = {str(s): (lambda rows, s=s: caption[rows, s]) for s in range(2)}
+    expected = compare(
+        Extractor("alexnet", str(weights), CPU, 32), lambda rows: shown[rows], readers, 3
+    )
+    with h5py.File(target) as file:
+        for key in ("alexnet_2_among_shown", "alexnet_5_among_predicted"):
+            one = np.stack([expected[str(s)][key] for s in range(2)], 1)
+            np.testing.assert_allclose(file[f"caption/{key}"], one, atol=1e-6)
+            assert file[f"coarse/{key}"].shape == (3, 1)
+        why = json.loads(file.attrs["not_computed"])
+    assert why["swav"].startswith("no swav_800ep_pretrain.pth.tar in the folder of weights")
+    assert set(why) == {
+        "inception_among_shown",
+        "inception_among_predicted",
+        "efficientnet",
+        "swav",
+    }
+    monkeypatch.setattr(
+        stage, "compare", None
+    )  # its parts are still there: nothing is computed again
+    stage.run(cell, settings, None, run, target)
 
 
 def test_a_batch_that_does_not_fit_is_halved(folder, pictures, small, monkeypatch, capsys):

@@ -26,7 +26,7 @@ def test_the_whole_miniature_in_the_real_image_is_the_same_as_inline(
         run.out.parent.mkdir()
         run.site(image=str(pulled_image), stages={"aggregate": {"memory_gb": 4}})
         assert "62 cells submitted" in run.launch()
-        assert len(run.arrays()) == 8
+        assert len(run.arrays()) == 9
         run.settle(3600)
         assert one_by_one.wait(3600) == 0
     assert {element.state for element in run.mine().values()} <= FINISHED
