@@ -70,11 +70,11 @@ def _batch(
     """All that is computed of some pictures."""
     pictures = nsd.pictures(ids)  # (b, 425, 425, 3)
     z_v = blip.features(pictures)
-    texts = blip.captions(z_v)
+    written = blip.write(z_v)
     return {
-        "caption": texts,
+        "caption": blip.texts(written),
         "z_v": z_v,
-        "z_B": blip.text_states(z_v, texts),
+        "z_B": blip.text_states(z_v, written),
         "z": diffusion.encode(
             pictures, config.reconstruct.coarse_size, posterior_noise(diffusion, ids, config)
         ),
