@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from nsdcap import weights
 from nsdcap.config import MODEL_NAMES, Config
-from nsdcap.errors import DataError, UsageError, bound
+from nsdcap.errors import UsageError, bound
+from nsdcap.hub import at_hand
 from nsdcap.paths import Cell
 from nsdcap.stages import STAGES
 
@@ -59,17 +60,11 @@ def _check_weights(model: str, where: str, site: Site | None, dry: bool) -> None
                 "(python hpc/prefetch.py fetches it), or that of downloaded weights (cache in the site file, "
                 "or the variable HF_HOME)"
             )
-    gap = weights.missing(model, where)
-    if not gap:
-        weights.verify(f"models.{model}", where, contents=not dry)
-    elif not hub or weights.offline():
-        raise DataError(gap)
-    elif dry:
+    if dry and hub and not weights.offline() and weights.missing(model, where):
         print(f"note: models.{model} = {where!r} would be fetched to {weights.hub_cache()} first")
-    else:
-        from nsdcap.hub import to_cache
-
-        to_cache(f"models.{model}", where, tokenizer_only=model.endswith("tokenizer"))
+        return
+    at_hand(model, where)
+    weights.verify(f"models.{model}", where, contents=not dry)
 
 
 def check_path(out: Path) -> None:
