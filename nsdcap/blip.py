@@ -13,7 +13,8 @@ from nsdcap import blip_original
 from nsdcap.batches import in_batches
 from nsdcap.config import PHASES, Caption, Models
 from nsdcap.devices import choose_device, quiet
-from nsdcap.errors import DataError, UsageError
+from nsdcap.errors import DataError
+from nsdcap.limits import check_lengths, check_picture_size
 from nsdcap.loading import load_part, reading
 from nsdcap.model_files import is_checkpoint
 
@@ -41,7 +42,8 @@ class Blip:
         The folder, hub id or file holds no BLIP captioner, or tensors that are missing, of another shape
         or none of a captioner's.
     UsageError
-        A picture size that is no multiple of the ViT's patch; a device that is not there.
+        A picture size that is no multiple of the ViT's patch; a length of captions that leaves no room
+        after the prompt, or is above the text decoder's positions; a device that is not there.
     """
 
     def __init__(self, models: Models, caption: Caption):
@@ -66,6 +68,7 @@ class Blip:
         text = self.model.config.text_config
         self.prompt = [text.bos_token_id, *self.tokens(caption.prompt)]
         self.end, self.pad = text.sep_token_id, text.pad_token_id
+        check_lengths(caption, len(self.prompt), text.max_position_embeddings)
 
     @property
     def states(self) -> int:
@@ -174,11 +177,7 @@ class Blip:
         transformers' bicubic interpolation is BLIP's own.
         """
         vision = self.model.config.vision_config
-        if wanted % vision.patch_size:
-            raise UsageError(
-                f"models.picture_size: found {wanted}, expected a multiple of {vision.patch_size}, the "
-                "patch of models.blip's ViT"
-            )
+        check_picture_size(wanted, vision.patch_size)
         if wanted in (0, vision.image_size):
             return vision.image_size
         embeddings = self.model.vision_model.embeddings

@@ -11,7 +11,7 @@ from PIL import Image
 from nsdcap.batches import joined
 from nsdcap.config import Models, Reconstruct
 from nsdcap.devices import choose_device, quiet
-from nsdcap.errors import DataError
+from nsdcap.limits import check_sizes
 from nsdcap.loading import load_part, reading
 
 
@@ -39,8 +39,9 @@ class Diffusion:
     Raises
     ------
     DataError
-        The folder holds no such model, or tensors are missing or surplus; a size is not a multiple of
-        the autoencoder's reduction.
+        The folder holds no such model, or tensors are missing or surplus.
+    UsageError
+        A size that is not a multiple of the autoencoder's reduction; a device that is not there.
     """
 
     def __init__(self, models: Models, settings: Reconstruct):
@@ -61,7 +62,7 @@ class Diffusion:
             self.scheduler = DDIMScheduler.from_pretrained(
                 where, subfolder="scheduler", clip_sample=False
             )
-        self.reduction = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.reduction = check_sizes(settings, self.vae.config)
         self.settings = settings
         self.batches = {
             "z": models.batch,
@@ -69,12 +70,6 @@ class Diffusion:
             "c": models.batch,
             "reconstructions": settings.batch,
         }
-        for size in ("coarse_size", "size"):
-            if getattr(settings, size) % self.reduction:
-                raise DataError(
-                    f"reconstruct.{size}: found {getattr(settings, size)}, expected a multiple of "
-                    f"{self.reduction}, by which the autoencoder of {where!r} reduces"
-                )
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """(channels, s, s) of the latent of a picture of ``size`` pixels a side."""
