@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from nsdcap import blip_original
-from nsdcap.batches import in_batches
+from nsdcap.batches import end_to_end, in_batches
 from nsdcap.config import PHASES, Caption, Models
 from nsdcap.devices import choose_device, quiet
 from nsdcap.errors import DataError
@@ -87,7 +87,10 @@ class Blip:
             output = self.model.vision_model(pixels.to(self.device, self.dtype))
             return output.last_hidden_state.float().cpu().numpy()
 
-        return np.concatenate(self._in_batches(see, len(pictures)))
+        vision = self.model.config.vision_config
+        tokens = (self.size // vision.patch_size) ** 2 + 1
+        parts = self._in_batches(see, len(pictures))
+        return end_to_end(parts, (tokens, vision.hidden_size))
 
     def captions(self, z_v: np.ndarray) -> list[str]:
         """Captions written from z_v (n, tokens, width) float32 by the text decoder (paper 3.3).
@@ -98,7 +101,7 @@ class Blip:
 
     def texts(self, written: list[list[int]]) -> list[str]:
         """What ``write`` gives as text, without special tokens."""
-        decoded = self.tokenizer.batch_decode(written, skip_special_tokens=True)
+        decoded = (self.tokenizer.decode(row, skip_special_tokens=True) for row in written)
         return [" ".join(text.split()) for text in decoded]
 
     @torch.inference_mode()
@@ -161,7 +164,8 @@ class Blip:
             z_b = torch.einsum("npl,nslw->nspw", weights.to(hidden), hidden)
             return z_b.cpu().numpy()
 
-        return np.concatenate(self._in_batches(read, len(z_v)))
+        width = self.model.config.text_config.hidden_size
+        return end_to_end(self._in_batches(read, len(z_v)), (self.states, len(PHASES), width))
 
     def tokens(self, text: str) -> list[int]:
         """A text's tokens, without special ones."""

@@ -13,6 +13,7 @@ from nsdcap.blip import Blip
 from nsdcap.cells import sessions_of
 from nsdcap.config import Config
 from nsdcap.diffusion import Diffusion
+from nsdcap.errors import DataError
 from nsdcap.nsd import NSD
 from nsdcap.paths import Cell, artefact
 from nsdcap.progress import track
@@ -42,7 +43,13 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     one's own axes; ``caption`` (n,) strings. Memory: one batch of ``models.batch`` pictures, which is
     kept as a part.
     """
-    ids = needed_pictures(nsd, cell.subject, sessions_of(config, nsd, cell.subject))
+    sessions = sessions_of(config, nsd, cell.subject)
+    ids = needed_pictures(nsd, cell.subject, sessions)
+    if not len(ids):
+        which = "shared pictures" if cell.subject is None else "pictures of the subject's own"
+        raise DataError(
+            f"{cell}: found no {which} in the first {len(sessions)} sessions; raise data.sessions"
+        )
     references = nsd.captions(ids)
     blip = Blip(config.models, config.caption)
     diffusion = Diffusion(config.models, config.reconstruct)
@@ -87,12 +94,10 @@ def posterior_noise(diffusion: Diffusion, nsd_ids: np.ndarray, config: Config) -
     if config.reconstruct.posterior == "mean":
         return None
     shape = diffusion.latent_shape(config.reconstruct.coarse_size)
-    return np.stack(
-        [
-            np.random.default_rng([config.seed, i]).standard_normal(shape, np.float32)
-            for i in nsd_ids
-        ]
-    )
+    found = np.empty((len(nsd_ids), *shape), np.float32)
+    for to, nsd_id in zip(found, nsd_ids, strict=True):
+        np.random.default_rng([config.seed, nsd_id]).standard_normal(dtype=np.float32, out=to)
+    return found
 
 
 def mean_text_latents(diffusion: Diffusion, references: list[list[str]]) -> np.ndarray:

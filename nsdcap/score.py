@@ -33,6 +33,7 @@ class Clip:
             self.tokenizer = AutoTokenizer.from_pretrained(where)
             # PIL whatever else is installed: another resize gives other embeddings
             self.images = CLIPImageProcessorPil.from_pretrained(where)
+        self._row = (model.config.projection_dim,)
         self.batches = {"CLIP of pictures": models.batch, "CLIP of texts": models.batch}
 
     @torch.inference_mode()
@@ -44,7 +45,7 @@ class Clip:
             seen = self.model.vision_model(pixels.to(self.device, self.model.dtype))
             return self._unit(self.model.visual_projection(seen.pooler_output))
 
-        return joined(part, len(pictures), self.batches, "CLIP of pictures")
+        return joined(part, len(pictures), self.batches, "CLIP of pictures", self._row)
 
     @torch.inference_mode()
     def texts(self, texts: list[str]) -> np.ndarray:
@@ -62,7 +63,7 @@ class Clip:
                 self.model.text_projection(self.model.text_model(**tokens).pooler_output)
             )
 
-        return joined(part, len(texts), self.batches, "CLIP of texts")
+        return joined(part, len(texts), self.batches, "CLIP of texts", self._row)
 
     @staticmethod
     def _unit(embedding: torch.Tensor) -> np.ndarray:
