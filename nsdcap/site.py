@@ -228,13 +228,19 @@ def resources(
     for name in {"cpus", "memory_gb"} - given.keys():
         found[name] *= processes
     if "time_minutes" not in found:
-        slower = 1.0 if longest.gpu else max(1.0, longest.cores / found["cpus"])
-        minutes = longest.seconds * slower / 60 / processes
+        minutes = seconds_on(stage, longest, found["cpus"], found["gpus"]) / 60
         most = max(MOST_MINUTES, minutes)
         found["time_minutes"] = math.ceil(min(max(LEAST_MINUTES, TIME_MARGIN * minutes), most))
     found["memory_gb"] *= 2**memory
     found["time_minutes"] *= 2**time
     return Resources(**found, extra=extra)
+
+
+def seconds_on(stage: str, cost: Cost, cpus: int, gpus: int) -> float:
+    """Seconds that a cell takes on so many cores and GPUs."""
+    processes = max(1, gpus) if STAGES[stage].shared_out else 1
+    slower = 1.0 if cost.gpu else max(1.0, cost.cores / cpus)
+    return cost.seconds * slower / processes
 
 
 def gpus_of(gres: str) -> int:
