@@ -24,8 +24,8 @@ def check(settings: Config, loaded: Iterable[str]) -> None:
         that has no room after its prompt or is longer than the text decoder's positions.
     """
     models = settings.models
-    if "blip" in loaded:
-        blip = blip_config(models.blip)
+    blip = blip_config(models.blip) if "blip" in loaded else {}
+    if blip.get("model_type", "blip") == "blip" and blip:  # of another model its class tells
         check_picture_size(models.picture_size, blip.get("vision_config", {}).get("patch_size", 16))
         prompt = prompt_length(models, settings.caption.prompt)
         if prompt is not None:
