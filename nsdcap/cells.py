@@ -185,7 +185,8 @@ class Ledger:
             settings = weights.pinned(self.settings, stage.weights)
             hashes = weights.weights_sha256(settings, stage.weights)  # of what is about to be read
             function = getattr(importlib.import_module(module), name)
-            if before := parts.begin(self.out, cell, self.depends(cell)["signature"], force):
+            before = parts.begin(self.out, cell, self.depends(cell)["signature"], force)
+            if before and not stage.shared_out:  # which tells how many of them serve
                 print(f"{cell}: goes on after {before} finished parts", flush=True)
             if processes > 1 and stage.shared_out:
                 shards.share_out(settings, self.out, cell, processes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,18 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
             f"{cell}: found no {which} in the first {len(sessions)} sessions; raise data.sessions"
         )
     references = nsd.captions(ids)
-    blip = Blip(config.models, config.caption)
-    diffusion = Diffusion(config.models, config.reconstruct)
+
+    @cache
+    def load() -> tuple[Blip, Diffusion]:  # not where all parts are there
+        models = config.models
+        return Blip(models, config.caption), Diffusion(models, config.reconstruct)
+
     with h5py.File(target, "w") as file:
         file["nsd_id"] = ids
         captions = file.create_dataset("caption", len(ids), h5py.string_dtype())
         batches = list(blocks(len(ids), config.models.batch))
         work = {
-            f"{rows.start}-{rows.stop}": partial(
-                _batch, ids[rows], references, nsd, blip, diffusion, config
-            )
+            f"{rows.start}-{rows.stop}": partial(_batch, ids[rows], references, nsd, load, config)
             for rows in batches
         }
         parts = in_order(out, cell, work)
@@ -71,10 +74,11 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
 
 
 def _batch(
-    ids: np.ndarray, references: dict[int, list[str]], nsd: NSD, blip: Blip, diffusion: Diffusion,
-    config: Config,
+    ids: np.ndarray, references: dict[int, list[str]], nsd: NSD,
+    load: Callable[[], tuple[Blip, Diffusion]], config: Config,
 ) -> dict[str, Any]:  # fmt: skip
     """All that is computed of some pictures."""
+    blip, diffusion = load()
     pictures = nsd.pictures(ids)  # (b, 425, 425, 3)
     z_v = blip.features(pictures)
     written = blip.write(z_v)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import h5py
@@ -35,11 +35,14 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     texts = [written[str(i)]["brain"] for i in ids]
     c_direct = read_latent(out, cell.subject, "c", config)
     z = read_latent(out, cell.subject, "z", config)
-    diffusion = Diffusion(config.models, config.reconstruct)
-    clip = Clip(config.models)
     settings = config.reconstruct
 
+    @cache
+    def load() -> tuple[Diffusion, Clip]:  # not where all parts are there
+        return Diffusion(config.models, settings), Clip(config.models)
+
     def batch(rows: slice) -> dict[str, np.ndarray]:
+        diffusion, clip = load()
         coarse = diffusion.coarse(z[rows])
         shown = resize(nsd.pictures(ids[rows]), settings.size)
         found = _embedded(clip, "shown", shown[:, None])
