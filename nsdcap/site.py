@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nsdcap.config import check_name, read_toml, typed
 from nsdcap.cost import Cost
 from nsdcap.errors import UsageError
 from nsdcap.stages import STAGES
+from nsdcap.typed_toml import check_name, read_toml, typed
 
 # Limits under about 12 minutes make submitit's requeueing take every signal for a time-out.
 MEMORY_MARGIN, TIME_MARGIN = 1.5, 3.0
