@@ -219,6 +219,29 @@ def test_sums_are_of_what_would_run(many_layers, capsys):
     assert f"about {total:,.1f} hours" in capsys.readouterr().out
 
 
+def test_the_table_tells_what_the_site_gives(many_layers, tmp_path, capsys):
+    arguments, settings, out = many_layers
+    (tmp_path / "site.toml").write_text(
+        "[defaults]\ncpus = 3\nmemory_gb = 70\n[stages.features]\ngpus = 2\nmemory_gb = 90\n"
+    )
+    cluster = ["--executor", "slurm", "--site", str(tmp_path / "site.toml")]
+    assert launch.main([*arguments, *cluster]) == 0
+    said = capsys.readouterr().out
+    rows = {stage: f"{stage} subj01" for stage in ("decode", "features", "encode")}
+    rows = {
+        s: next(line for line in said.splitlines() if line.startswith(r)) for s, r in rows.items()
+    }
+    features = cost.Costs(Ledger(settings, out)).of(Cell("features", 1))
+    assert rows["features"].split()[-4:] == ["2", "GPUs,", "3", "cores"]
+    assert f" {dry_run.duration(features.seconds / 2)} " in rows["features"]
+    assert " 90 GB " in rows["features"]
+    for stage in ("decode", "encode"):
+        assert " 70 GB " in rows[stage]
+        assert rows[stage].endswith("  3 cores")
+    assert "at most 90 GB of memory" in said
+    assert not out.exists()
+
+
 def test_names_of_groups():
     cells = [Cell("encode", 3, layer) for layer in (0, 1, 2, 5, 7, 8)]
     assert paths.name_of(cells) == "encode subj03 layers 00-02, 05, 07-08 (6)"
