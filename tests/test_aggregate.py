@@ -87,6 +87,7 @@ def write_run(
                 group["alpha_index"] = rng.integers(1, 4, targets)
                 group["cv_r2"] = rng.normal(0.1, 0.05, targets).astype("f4")
                 group.attrs.update(gain=1.8, edge_share=0.25, n_targets=targets)
+                group.attrs["alphas"] = [0.5, 1.0, 2.0, 3.0]
         with h5py.File(out / f"reconstruct/{name}.h5", "w") as file:
             file["nsd_id"], file["shown"], file["clip_shown"] = (
                 np.arange(n) + 100,
@@ -120,7 +121,9 @@ def write_prepare(
             file[key] = voxels[key]
         file["noise_ceiling"] = np.full(len(voxels["xyz"]), 0.36, dtype="f4")
         file["nsd_id_train"] = np.arange(600)
-        file.attrs.update(shape=voxels["shape"], subject=subject)
+        file["nsd_id_test"] = np.arange(N_TEST) + 100
+        file["repeats_test"] = np.full(N_TEST, 3)
+        file.attrs.update(shape=voxels["shape"], subject=subject, sessions=[1, 2, 3])
     return voxels["stream"]
 
 
