@@ -316,12 +316,13 @@ class NSD:
     # --- surfaces ---------------------------------------------------------------------------
 
     def to_surface(
-        self, subject: int, hemi: str, volume: np.ndarray, kind: str = "nearest"
-    ) -> np.ndarray:
+        self, subject: int, hemi: str, volume: np.ndarray, kind: str = "nearest",
+        depths: Sequence[int] = (1, 2, 3),
+    ) -> np.ndarray:  # fmt: skip
         """A volume (X, Y, Z) on the subject's own surface: see ``nsd_surface.sample_layers``."""
         folder = self.subject_dir(subject) / "transforms"
         short = self.space.removesuffix("mm")
-        layers = [folder / f"{hemi}.{short}-to-layerB{depth}.mgz" for depth in (1, 2, 3)]
+        layers = [folder / f"{hemi}.{short}-to-layerB{depth}.mgz" for depth in depths]
         from nsdcap import nsd_surface
 
         return nsd_surface.sample_layers(volume, layers, kind)

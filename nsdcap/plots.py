@@ -307,7 +307,7 @@ def _best_layers(run: Run) -> Iterator[tuple[Any, Figure]]:
     gains = [row for row in run.table("encoding") if row["feature"] == "joint"]
     x = np.arange(len(STREAMS))
     for k, subject in enumerate(run.subjects):
-        means = [_number(r, "mean_state") for roi in STREAMS for r in rows
+        means = [_number(r, "mean_layer") for roi in STREAMS for r in rows
                  if (r["subject"], r["roi"]) == (str(subject), roi)]  # fmt: skip
         at = x + 0.1 * (k - (n - 1) / 2)
         left.scatter(
@@ -316,7 +316,7 @@ def _best_layers(run: Run) -> Iterator[tuple[Any, Figure]]:
     for roi in STREAMS:
         per_state = np.array([
             [_mean([_number(r, "mean_gain") for r in gains if r["roi"] == roi
-                    and r["subject"] == str(s) and r["state"] == str(state)]) for state in states]
+                    and r["subject"] == str(s) and r["layer"] == str(state)]) for state in states]
             for s in run.subjects
         ])  # (subjects, states)  # fmt: skip
         right.plot(states, per_state.mean(0), label=roi, **_STREAM_STYLE[roi])
@@ -355,7 +355,7 @@ def _mean_r(
     rows: list[dict], subject: int, feature: str, state: int | str = "", phase: str = ""
 ) -> float:
     wanted = (str(subject), feature, str(state), phase)
-    keys = ("subject", "feature", "state", "phase")
+    keys = ("subject", "feature", "layer", "phase")
     return next(_number(r, "mean_r") for r in rows if tuple(r[key] for key in keys) == wanted)
 
 

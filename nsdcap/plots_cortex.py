@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 
 from nsdcap.errors import DataError
+from nsdcap.maps import read_surface, read_volume
 
 # flat maps are cut here: in front of it there is no visual cortex (mm on nilearn's flat fsaverage5)
 POSTERIOR = 20.0
@@ -34,16 +35,12 @@ class Run:
             return list(csv.DictReader(file))
 
     def volume(self, subject: int, name: str) -> np.ndarray:
-        """A map (X, Y, Z) float64, NaN outside."""
-        path = self.target / "maps" / f"subj{subject:02d}_{name}.nii.gz"
-        image: Any = nib.load(path)
-        return image.get_fdata()
+        """A map (X, Y, Z) float64, NaN outside: see ``maps.read_volume``."""
+        return read_volume(self.target, self.about, subject, name)
 
     def surface(self, subject: int, name: str, hemi: str) -> np.ndarray:
-        """A map's significant values on fsaverage5, (10242,), NaN elsewhere."""
-        path = self.target / "maps" / f"subj{subject:02d}_{name}.{hemi}.fsaverage5.func.gii"
-        image: Any = nib.load(path)
-        return image.darrays[0].data
+        """A map's significant values on fsaverage5, (10242,), NaN elsewhere: see ``maps.SHOWN``."""
+        return read_surface(self.target, subject, name, hemi)
 
 
 def open_run(out: Path, target: Path) -> Run:

@@ -22,11 +22,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nsdcap import __version__, config
+from nsdcap.aggregate import results_time
 from nsdcap.errors import DataError, NsdcapError, UsageError
 from nsdcap.paths import Cell, artefact, atomic, config_file
 from nsdcap.plots import caption_table
 from nsdcap.plots_cortex import Run, open_run
-from nsdcap.report_costs import bytes_text, cells_of, costs, newest
+from nsdcap.report_costs import bytes_text, cells_of, costs
 from nsdcap.report_gallery import gallery
 from nsdcap.report_methods import methods, read_facts
 from nsdcap.report_provenance import commit, settings_text, versions, versions_of_cells, weights
@@ -50,7 +51,8 @@ _MINIATURE = re.compile(r'^blip = ".*miniature/models/', re.MULTILINE)
 TITLES = {
     3: "Captions from brain activity", 4: "Pictures from brain activity",
     5: "Where z_v and z_B predict the brain", 6: "BERT layer and time in the caption",
-    7: "The BERT layer that adds most to z_v",
+    7: "The BERT layer that adds most to z_v", 8: "What z_B adds to z_v", 9: "The penalties chosen",
+    10: "Prediction against the noise ceiling",
 }  # fmt: skip
 
 
@@ -127,7 +129,7 @@ def render(run: Run, tables: dict[str, list[dict]], folder: Path) -> str:
     )  # fmt: skip
     return environment.get_template("report.html.j2").render(
         version=__version__,
-        made=newest(notes),
+        made=results_time(run.out),
         run=run.about,
         facts=facts,
         miniature=miniature,
@@ -253,7 +255,7 @@ def _figures(folder: Path, texts: dict[int, str]) -> list[dict[str, Any]]:
             raise DataError(f"{path}: missing; draw the figures again")
         data = base64.b64encode(path.read_bytes()).decode("ascii")
         groups.setdefault(entry.get("number") or entry["name"], []).append({**entry, "png": data})
-    keys = sorted(set(groups) | set(texts), key=lambda key: (key not in texts, str(key)))
+    keys = sorted(set(groups) | set(texts), key=lambda key: (isinstance(key, str), key))
     found = []
     for key in keys:
         numbered = str(key)[0].isdigit() or "." in str(key)

@@ -91,12 +91,6 @@ def costs(run: Run, notes: dict[Cell, dict[str, Any] | None]) -> Costs:
     return Costs(stages, duration(sums), bytes_text(sizes), began, ended)
 
 
-def newest(notes: dict[Cell, dict[str, Any] | None]) -> str:
-    """When the newest result was done, "" where no note tells."""
-    ends = [datetime.fromisoformat(note["ended"]) for note in notes.values() if note]
-    return moment(max(ends)) if ends else ""
-
-
 def moment(when: datetime) -> str:
     """A time to the minute."""
     return when.strftime("%d %B %Y, %H:%M ") + (when.tzname() or "")

@@ -20,7 +20,8 @@ PACKAGES = (
     "pycocoevalcap", "scikit-image", "timm", "krippendorff", "pillow", "matplotlib", "jinja2", "submitit",
 )  # fmt: skip
 _LABELS = Path("/.singularity.d/labels.json")  # of the image that this runs in
-_PRIVATE = ("nsd_root", "annotations", "blip_tokenizer", *MODEL_NAMES)  # settings that may be paths
+# settings that may be paths
+_PRIVATE = ("nsd_root", "annotations", "blip_tokenizer", "backbones", *MODEL_NAMES)
 
 
 def versions() -> list[tuple[str, str]]:

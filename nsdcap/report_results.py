@@ -220,7 +220,7 @@ def stream_table(run: Run, encoding: list[dict]) -> list[dict[str, Any]]:
             found = [
                 r
                 for r in encoding
-                if (r["feature"], r["state"], r["phase"]) == model and r["roi"] == roi
+                if (r["feature"], r["layer"], r["phase"]) == model and r["roi"] == roi
             ]
             cells.append(
                 {
@@ -242,7 +242,7 @@ def layer_table(run: Run, encoding: list[dict]) -> list[dict[str, Any]]:
         cells = []
         for phase in PHASES:
             each = [float(r["mean_r"]) for r in encoding if r["roi"] == "all" and r["feature"] == "z_B"
-                    and (r["state"], r["phase"]) == (str(state), phase)]  # fmt: skip
+                    and (r["layer"], r["phase"]) == (str(state), phase)]  # fmt: skip
             mean, half = over_subjects(np.array(each))
             cells.append((float(mean), float(half)))
         rows.append({"state": state, "cells": cells})
@@ -279,7 +279,7 @@ def best_layer(run: Run, encoding: list[dict]) -> tuple[int, str, float, bool]:
 
 def layers_by_stream(layers: list[dict]) -> tuple[str, int, int]:
     """Mean best layer of each stream as a text, and how many voxels have one, of how many."""
-    means = {roi: _mean([x for x in layers if x["roi"] == roi], "mean_state") for roi in STREAMS}
+    means = {roi: _mean([x for x in layers if x["roi"] == roi], "mean_layer") for roi in STREAMS}
     known = [f"{roi} {value:.1f}" for roi, value in means.items() if np.isfinite(value)]
     total = [x for x in layers if x["roi"] == "all"]
     some = sum(int(x["n_significant"]) for x in total), sum(int(x["n_voxels"]) for x in total)

@@ -11,13 +11,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import sacrebleu
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from statsmodels.stats.multitest import fdrcorrection
 
 from nsdcap.aggregate import aggregate
 from nsdcap.errors import DataError
 from nsdcap.metrics.pictures import pixcorr
 from nsdcap.metrics.similarity import wins
+from nsdcap.plots_cortex import open_run
 
 SUBJECTS, STATES, N_TEST, SIDE, SAMPLES, D = [1, 2], [0, 1, 2], 12, 16, 2, 8
 SHAPE = (10, 8, 6)
@@ -29,7 +30,9 @@ ADDS = {5: 0, 6: 1, 7: 2}
 class FakeSurfaces:
     """Two hemispheres of fsaverage5 that read the volume's voxels in turn; subject 2 has none."""
 
-    def to_surface(self, subject: int, hemi: str, volume: np.ndarray, kind: str) -> np.ndarray:
+    def to_surface(
+        self, subject: int, hemi: str, volume: np.ndarray, kind: str, depths: tuple
+    ) -> np.ndarray:
         if subject == 2:
             raise DataError("lh.func1pt8-to-layerB1.mgz does not exist")
         return np.resize(volume.ravel(), 500)
@@ -46,6 +49,7 @@ def planted_maps(r: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarra
     return {
         "r": known, "p_permutation": p, "p_gaussian": np.minimum(p * 1.3, 1),
         "p_fwe": np.minimum(p * 50, 1), "alpha": np.full(len(r), 2.0),
+        "mean_r_error": np.linspace(0.01, 0.02, 8),
     }  # fmt: skip
 
 
@@ -79,6 +83,8 @@ def write_run(
                     joint = planted_maps(np.where(early, 0.5, 0.4), rng)
                     joint |= {"ratio": np.ones(len(stream)), "gain": gain}
                     joint |= {"gain_low": gain - 0.02, "gain_high": gain + 0.02}
+                    joint["gain_p"] = norm.sf(gain / 0.01)
+                    joint["mean_gain_error"] = np.full(8, 0.003)
                     write_maps(file, f"joint_{phase}", joint)
         (out / f"caption/{name}.json").write_text(json.dumps(caption_file(subject, n)))
         with h5py.File(out / f"decode/{name}.h5", "w") as file:
@@ -193,7 +199,7 @@ def test_significant_voxels_are_statsmodels(done, feature):
         hits[key] = np.zeros(len(stream), dtype=bool)
         hits[key][known] = fdrcorrection(maps[key][known], 0.05)[0]
     name, _, phase = (feature, "", "") if feature == "z_v" else feature.rpartition("_")
-    wanted = {"subject": 1, "feature": name, "phase": phase, "state": "" if feature == "z_v" else 1}
+    wanted = {"subject": 1, "feature": name, "phase": phase, "layer": "" if feature == "z_v" else 1}
     for roi, inside in (("all", stream > 0), ("early", stream == 1), ("lateral", stream == 6)):
         row = pick(rows, roi=roi, **wanted)
         assert int(row["n_voxels"]) == (inside & known).sum()
@@ -219,12 +225,12 @@ def test_maps_lie_in_the_subjects_volume(done):
         xyz, affine = file["xyz"][:], file["affine"][:]
     with h5py.File(out / "encode/subj01_z_v.h5") as file:
         r = file["z_v/r"][:]
-    image = nib.load(target / "maps/subj01_z_v_r.nii.gz")
+    image = nib.load(target / "maps/subj01/z_v_r.nii.gz")
     volume = image.get_fdata()
     np.testing.assert_allclose(image.affine, affine)
     np.testing.assert_allclose(volume[tuple(xyz.T)], r, rtol=1e-6)
     assert np.isnan(volume).sum() == volume.size - np.isfinite(r).sum()
-    q = nib.load(target / "maps/subj01_z_v_q.nii.gz").get_fdata()[tuple(xyz.T)]
+    q = nib.load(target / "maps/subj01/z_v_q.nii.gz").get_fdata()[tuple(xyz.T)]
     rows = read_csv(target / "tables/encoding.csv")
     significant = pick(rows, subject=1, roi="all", feature="z_v")["n_significant"]
     assert (q < 0.05).sum() == int(significant)
@@ -234,25 +240,47 @@ def test_best_layer_is_the_planted_one_where_it_adds(done):
     out, target = done
     with h5py.File(out / "prepare/subj01.h5") as file:
         xyz, stream = file["xyz"][:], file["stream"][:]
-    best = nib.load(target / "maps/subj01_best_layer.nii.gz").get_fdata()[tuple(xyz.T)]
+    best = nib.load(target / "maps/subj01/best_layer.nii.gz").get_fdata()[tuple(xyz.T)]
     assert np.isnan(best[stream <= 4]).all()
     rows = read_csv(target / "tables/layers.csv")
     for label, state in ADDS.items():
         assert (best[stream == label] == state).all()
         row = pick(rows, subject=1, roi=["ventral", "lateral", "parietal"][label - 5])
-        assert float(row["mean_state"]) == state
+        assert float(row["mean_layer"]) == state
         assert row["n_significant"] == row["n_voxels"]
-    assert pick(rows, subject=1, roi="early")["mean_state"] == ""
+    assert pick(rows, subject=1, roi="early")["mean_layer"] == ""
 
 
 def test_surfaces_only_where_there_are_transforms(done):
     target = done[1]
     assert json.loads((target / "run.json").read_text())["on_surface"] == [1]
-    found = sorted(path.name for path in (target / "maps").glob("*.gii"))
-    assert len(found) == 6
-    assert all(name.startswith("subj01") for name in found)
-    image = nib.load(target / "maps/subj01_z_v_r.lh.fsaverage5.func.gii")
+    found = sorted((target / "maps").rglob("*.gii"))
+    assert [path.name for path in found if path.name.startswith("lh")] == [
+        f"lh.{name}.func.gii" for name in ("best_layer", "gain", "z_B_r", "z_v_r")
+    ]
+    assert len(found) == 8
+    assert all("subj01" in str(path) for path in found)
+    image = nib.load(target / "maps/subj01/fsaverage5/lh.z_v_r.func.gii")
     assert image.darrays[0].data.shape == (10242,)
+
+
+def test_figures_read_the_fixed_layer_and_phase(done):
+    out, target = done
+    shown = open_run(out, target)
+    with h5py.File(out / "prepare/subj01.h5") as file:
+        xyz = file["xyz"][:]
+    with h5py.File(out / "encode/subj01_layer02.h5") as file:
+        wanted = {"z_B_r": file["z_B_mid/r"][:], "gain": file["joint_mid/gain"][:]}
+    for name, values in wanted.items():
+        np.testing.assert_array_equal(shown.volume(1, name)[tuple(xyz.T)], values)
+        q = shown.volume(1, f"{name.removesuffix('_r')}_q")[tuple(xyz.T)]
+        expected = values[q < 0.05]  # of one voxel each: three depths read the same one
+        found = shown.surface(1, name, "lh")
+        assert 0 < len(expected) < len(values)
+        assert set(found[np.isfinite(found)]) <= set(expected)
+    assert np.nanmax(shown.volume(2, "ceiling")) == pytest.approx(0.6)
+    with pytest.raises(DataError, match=r"subj01/nothing\.nii\.gz: missing"):
+        shown.volume(1, "nothing")
 
 
 def test_captions_carry_definition_interval_and_chance(done):

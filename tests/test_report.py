@@ -236,8 +236,8 @@ def test_the_stage_makes_all_of_it(tmp_path):
 
 def test_flat_maps_where_every_subject_has_surfaces(tmp_path):
     class Both(FakeSurfaces):
-        def to_surface(self, subject, hemi, volume, kind):
-            return super().to_surface(1, hemi, volume, kind)
+        def to_surface(self, subject, *rest):
+            return super().to_surface(1, *rest)
 
     write_run(tmp_path)
     target = tmp_path / "aggregate"
@@ -369,7 +369,7 @@ def test_times_and_the_cortex_are_in_it_where_they_are_there(own):
     sidecar(own, Cell("decode", 1)).write_text(json.dumps(content))
     assert report.main([str(own)]) == 0
     text, page = page_of(own / "aggregate")
-    for words in ("1 min 15 s", "results of 04 March 2026, 05:06 UTC", "nsdcap 0.0.9", "ab" * 32,
+    for words in ("1 min 15 s", "results as of 04 March 2026, 05:06 UTC", "nsdcap 0.0.9", "ab" * 32,
                   "A cortex that turns"):  # fmt: skip
         assert words in page.text
     packed = re.search(r'<script id="cortex-packed"[^>]*>([^<]*)</script>', text)
