@@ -73,7 +73,7 @@ def aggregate(
         (target / folder).mkdir(parents=True, exist_ok=True)
     encoding: list[dict] = []
     layers: list[dict] = []
-    captions: list[dict] = []
+    written: dict[int, dict] = {}
     pictures: list[dict] = []
     decoding: list[dict] = []
     counts, on_surface, listing = {}, [], []
@@ -91,21 +91,21 @@ def aggregate(
             there = write_surfaces(target / "maps", subject, maps, voxels, surfaces, fixed, log)
             listing += there
             on_surface += [subject] if there else []
-        written = read_captions(out, subject)
-        captions += caption_rows(subject, written)
-        rows = picture_rows(out, subject, {int(i) for i in written["captions"]})
+        written[subject] = read_captions(out, subject)
+        shown = {int(i) for i in written[subject]["captions"]}
+        rows = picture_rows(out, subject, shown)
         pictures += rows
         decoding += decoding_rows(out, subject)
         counts[subject] = {
             "n_voxels": len(voxels.stream),
             "n_trials_train": voxels.n_trials,
-            "n_test": len(written["captions"]),
+            "n_test": len(shown),
         }
         log(f"aggregate subj{subject:02d}: {counts[subject]}")
     for name, columns, table in (
         ("encoding", ENCODING_COLUMNS, encoding),
         ("encoding_group", GROUP_COLUMNS, group_rows(encoding)), ("layers", LAYER_COLUMNS, layers),
-        ("captions", SCORE_COLUMNS, captions), ("pictures", SCORE_COLUMNS, pictures),
+        ("captions", SCORE_COLUMNS, caption_rows(written)), ("pictures", SCORE_COLUMNS, pictures),
         ("decoding", DECODING_COLUMNS, decoding),
     ):  # fmt: skip
         write_table(target / "tables" / f"{name}.csv", columns, table)

@@ -40,7 +40,7 @@ from nsdcap.report_results import (
     results,
     stream_table,
 )
-from nsdcap.report_scores import Scores, by_metric, columns, without_folders
+from nsdcap.report_scores import Scores, by_metric, columns, overview, without_folders
 from nsdcap.tables import SEED
 
 BUDGET = 15e6  # bytes that a report of four subjects stays under
@@ -143,8 +143,8 @@ def render(run: Run, tables: dict[str, list[dict]], folder: Path) -> str:
         streams=stream_table(run, tables["encoding"]),
         layers=layer_table(run, tables["encoding"]),
         scores={
-            "Captions": ("captions", by_metric(run, tables["captions"])),
-            "Pictures": ("pictures", by_metric(run, tables["pictures"])),
+            title: (metrics := by_metric(run, tables[name]), overview(metrics))
+            for name, title in (("captions", "Captions"), ("pictures", "Pictures"))
         },
         decoding=tables["decoding"],
         others={name: rows for name, rows in tables.items() if name not in TABLES},

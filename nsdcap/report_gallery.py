@@ -12,8 +12,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from nsdcap.metrics.clip import COSINE
 from nsdcap.paths import Cell, artefact
 from nsdcap.plots_cortex import Run
+from nsdcap.report_scores import ARMS
 from nsdcap.tables import open_hdf5
 
 PICTURES = 12
@@ -21,11 +23,6 @@ SIDE = 176  # pixels of a picture's side in the page, at most
 QUALITY = 85
 SMALL = 96  # up to this side PNG, else JPEG
 FIRST = ("coarse", "direct", "caption")
-LABELS = {
-    "coarse": "coarse", "direct": "direct arm", "caption": "caption arm",
-    "brain": "from the brain", "brain_gain": "from the brain, with gain",
-    "picture": "from the picture itself", "nearest": "nearest training picture’s (human)",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,19 +111,19 @@ def _picture(file: h5py.File, arm: str, row: int) -> Picture:
     if pixels.ndim == 4:  # samples
         pixels, embedded = pixels[0], embedded[0]
     cosine = float(embedded @ file["clip_shown"][row])
-    return Picture(
-        arm, LABELS.get(arm, arm.replace("_", " ")), picture_uri(pixels), _number(cosine)
-    )
+    return Picture(arm, _label(arm), picture_uri(pixels), _number(cosine))
 
 
 def _texts(content: dict, nsd_id: int) -> list[Written]:
     entry = content["captions"][str(nsd_id)]
     return [
-        Written(
-            arm, LABELS.get(arm, arm.replace("_", " ")), entry[arm], _number(entry["clip"][arm])
-        )
+        Written(arm, _label(arm), entry[arm], _number(entry["clip"][COSINE][arm]))
         for arm in content["arms"]
     ]
+
+
+def _label(arm: str) -> str:
+    return "coarse" if arm == "coarse" else ARMS.get(arm, arm.replace("_", " "))
 
 
 def _number(cosine: float) -> str:

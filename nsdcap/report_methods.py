@@ -179,7 +179,7 @@ def _generation(settings: Config, cite: Citations) -> str:
     )  # fmt: skip
     samples = f"{painted.samples} sample" + ("s" if painted.samples > 1 else "")
     return (
-        f"From the predicted z_v BLIP's text decoder wrote a caption ({cite('takagi caption')}): "
+        f"From the predicted z_v BLIP’s text decoder wrote a caption ({cite('takagi caption')}): "
         f"{words.beams} beam{'s' if words.beams > 1 else ''}, {words.min_length} to {words.max_length} "
         f"tokens, repetition penalty {words.repetition_penalty:g}, prompt “{words.prompt.strip()}”. Both "
         "arms of reconstruction start from the predicted z, decoded to a picture of "
@@ -200,23 +200,25 @@ def _encoding(run: Run, settings: Config, cite: Citations) -> str:
     if states != list(range(states[0], states[-1] + 1)):
         chosen = f"states {_and(states)}"
     return (
-        f"Every voxel was predicted by ridge regression from z_v, from z_v's CLS token, from z_B ({chosen}; "
+        f"Every voxel was predicted by ridge regression from z_v, from z_v’s CLS token, from z_B ({chosen}; "
         "0 is the embeddings; early, mid and late in the caption), and from z_v with each z_B, two "
-        "kernels of unit mean eigenvalue whose weights (z_B's relative to z_v's: "
+        "kernels of unit mean eigenvalue whose weights (z_B’s relative to z_v’s: "
         f"{_and([f'{ratio:g}' for ratio in encode.ratios])}) and penalty were chosen for each voxel by "
-        f"{ridge.folds}-fold cross-validation within the training pictures. The score is Pearson's r with "
+        f"{ridge.folds}-fold cross-validation within the training pictures. The score is Pearson’s r with "
         f"the mean response to the test pictures. It was held against {encode.nulls:,} permutations of the "
         f"pictures or more ({cite('hemerik')}) and, beside it, against two independent random vectors; "
         f"false discoveries were controlled at 0.05 over all voxels of a map ({cite('fdr')}). What z_B "
         f"adds is R²(joint) − R²(z_v), with an interval from {encode.bootstraps:,} bootstraps over "
-        f"pictures ({cite('bootstrap')}); a voxel's best layer is that of the largest gain, mapped where the "
-        "gain is significant after Bonferroni's correction for the number of models and control of false "
+        f"pictures ({cite('bootstrap')}) and a p from random signs of the pictures’ differences in squared "
+        f"error ({cite('signs')}); a voxel’s best layer is that of the largest gain, mapped where that is "
+        "significant after Bonferroni’s correction for the number of models and control of false "
         f"discoveries over voxels. The highest r there can be follows from the noise ceiling ({cite('allen')})."
     )
 
 
 _METRICS = (
     ("BLEU", "BLEU", "bleu"), ("BLEU-4 sacrebleu", "sacrebleu’s BLEU-4", "sacrebleu"),
+    ("BLEU-4 coco", "COCO’s scores", "coco captions"),
     ("METEOR", "METEOR", "meteor"), ("ROUGE", "ROUGE-L", "rouge"), ("CIDEr", "CIDEr", "cider"),
     ("SPICE", "SPICE", "spice"), ("CLIP-S", "CLIP-S", "clipscore"), ("RefCLIP-S", "RefCLIP-S", "clipscore"),
     ("SSIM", "SSIM", "ssim"), ("AlexNet", "AlexNet", "alexnet"), ("Inception", "Inception-v3", "inception"),

@@ -85,6 +85,11 @@ REFERENCES = {
         "Hemerik, J., & Goeman, J. (2018). Exact testing with random permutations. TEST, 27, "
         "811-825. doi:10.1007/s11749-017-0571-1",
     ),
+    "signs": (
+        "Efron, 1969",
+        "Efron, B. (1969). Student's t-test under symmetry conditions. Journal of the American "
+        "Statistical Association, 64(328), 1278-1302. doi:10.1080/01621459.1969.10501056",
+    ),
     "fdr": (
         "Benjamini & Hochberg, 1995",
         "Benjamini, Y., & Hochberg, Y. (1995). Controlling the false discovery rate: A "

@@ -42,7 +42,7 @@ class Result:
     interval: str = ""
     each: tuple[str, ...] = ()
     chance: str = ""
-    beside: tuple[str, ...] = ()
+    beside: tuple[tuple[str, str], ...] = ()  # label and value
     n: str = ""
     why: str = ""  # there is no value
 
@@ -53,8 +53,8 @@ def results(
     """Every result of the paper with this run's, in the paper's order."""
     captions, pictures, encoding = scores["captions"], scores["pictures"], scores["encoding"]
     rows = []
-    arms = (("picture", "from the picture's own features"), ("brain_gain", "with gain"),
-            ("nearest", "nearest training picture's caption"))  # fmt: skip
+    arms = (("picture", "from the picture’s features"), ("brain_gain", "with gain"),
+            ("nearest", "nearest picture’s caption"))  # fmt: skip
     bleus = dict.fromkeys(r["metric"] for r in captions if r["metric"].startswith("BLEU-4"))
     for k, metric in enumerate((*bleus, "CLIP cosine")):
         paper = "11.06 (chance 2.4 ± 1.7)" if k == 0 else "11.06, as above"
@@ -69,12 +69,12 @@ def results(
     rows.append(
         _rated(
             "captions",
-            "Captions, people choose between own and another picture's",
+            "Captions, people choose between own and another picture’s",
             "90.1 ± 3.5 % (6 raters, 600 pictures; chance 50 %)",
             ratings,
         )
     )
-    over = [(f"{arm} arm over the coarse picture",
+    over = [(f"{arm} arm over coarse",
              Scores(pictures, run.subjects, f"{arm} over coarse", "CLIP wins", 1, 100))
             for arm in ("caption", "direct")]  # fmt: skip
     own = Scores(pictures, run.subjects, "caption over direct", "CLIP wins", 1, 100)
@@ -95,8 +95,8 @@ def results(
         "early: z_v; higher: z_B (fig. 5, no number)", gradient(r)[0],
         f"Mean r over voxels and subjects; higher: ventral, lateral and parietal. z_B: state "
         f"{where['state']}, {where['phase']}.", n=_subjects(run),
-        beside=(f"z_v's CLS token alone, as narrow as z_B: {r['z_v_cls'][0]:.3f} early, "
-                f"{r['z_v_cls'][1]:.3f} higher",),
+        beside=(("z_v’s CLS token, early", f"{r['z_v_cls'][0]:.3f}"),
+                ("z_v’s CLS token, higher", f"{r['z_v_cls'][1]:.3f}")),
     ))  # fmt: skip
     state, phase, top, _ = best_layer(run, encoding)
     rows.append(Result(
@@ -110,7 +110,7 @@ def results(
         "encoding", "z_v and z_B together: the best layer rises along the visual hierarchy",
         "low to high from early to higher cortex (fig. 7, no number)", listed,
         "Mean best BERT layer over voxels to which z_B adds significantly.", n=_subjects(run),
-        beside=(f"{some} of {total} voxels, all subjects together",),
+        beside=(("voxels, all subjects", f"{some} of {total}"),),
     ))  # fmt: skip
     return rows
 
@@ -157,12 +157,12 @@ def differences(
     if blip not in PAPER_BLIP:
         tuned = "captioning" in blip  # those of the hub by that name are tuned for COCO's captions
         why = "tuned for COCO captions" if tuned else "not known to be"
-        text = f"captioner {blip!r}: {why}, the paper's is BLIP base, pre-trained"
+        text = f"captioner {blip!r}: {why}, the paper’s is BLIP base, pre-trained"
         found.append(("captions", text))
         found.append(("encoding", text))
         found.append(("pictures", text))
     if painter != PAPER_DIFFUSION:
-        text = f"diffusion model {painter!r}, the paper's is Stable Diffusion 1.4"
+        text = f"diffusion model {painter!r}, the paper’s is Stable Diffusion 1.4"
         found.append(("pictures", text))
     return found
 
@@ -289,7 +289,7 @@ def layers_by_stream(layers: list[dict]) -> tuple[str, int, int]:
 def _row(
     about: str, what: str, paper: str, own: Scores, beside: list[tuple[str, Scores]]
 ) -> Result:
-    also = tuple(f"{label}: {score.mean}" for label, score in beside if score.values)
+    also = tuple((label, score.mean) for label, score in beside if score.values)
     if not own.values:
         why = own.why or "no such row in the tables"
         return Result(about, what, paper, "none", own.definition, beside=also, n="0", why=why)
@@ -301,7 +301,7 @@ def _row(
 
 def _rated(about: str, what: str, paper: str, ratings: dict[str, dict[str, Any]]) -> Result:
     if about not in ratings:
-        why = f"no ratings yet: see python -m nsdcap.rating make {about}"
+        why = "no ratings yet; nsdcap.rating makes a study"
         return Result(about, what, paper, "none", why=why, chance="50 %")
     found = ratings[about]
     spread = "" if found["sd"] is None else f" ± {float(found['sd']):.1f}"

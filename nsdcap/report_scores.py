@@ -12,6 +12,11 @@ from nsdcap.plots_cortex import Run
 
 _FOLDERS = re.compile(r"""(?<![\w.])~?/(?:[^\s/'",;:]+/)+""")
 _TIES = re.compile(r"; \d+ ties left out")
+ARMS = {
+    "brain": "from the brain", "brain_gain": "from the brain, with gain",
+    "picture": "from the picture’s own features", "nearest": "nearest training picture’s, human",
+    "caption": "caption arm", "direct": "direct arm", "coarse": "coarse picture alone",
+}  # fmt: skip
 CORRELATIONS = ("CLIP cosine", "CLIP similarity", "PixCorr", "SSIM")
 
 
@@ -41,6 +46,11 @@ class Scores:
             largest = max((abs(value) for value in self.values), default=0)
             digits = 1 if factor == 100 else 2 if largest >= 1 or "BLEU" in metric else 3
         self.digits, self.factor, self.unit = digits, factor, " %" if factor == 100 else ""
+
+    @property
+    def label(self) -> str:
+        """The arm in words; one that is not known by its own name."""
+        return ARMS.get(self.arm, self.arm.replace("_", " "))
 
     @property
     def mean(self) -> str:
@@ -118,7 +128,13 @@ class Metric:
     arms: list[Scores]
 
     @property
+    def computed(self) -> bool:
+        """Whether any arm has a value."""
+        return any(arm.values for arm in self.arms)
+
+    @property
     def shuffles(self) -> str:
+        """How many shuffles its chance is from."""
         return " or ".join(dict.fromkeys(arm.shuffles for arm in self.arms if arm.shuffles))
 
 
@@ -144,6 +160,25 @@ class Column:
     name: str
     numeric: bool
     cells: list[str]
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A table of scores on one screen: the arms that it has most of, a row of means a metric."""
+
+    arms: list[str]
+    rows: list[tuple[Metric, list[Scores | None]]]
+
+
+def overview(metrics: list[Metric]) -> Overview:
+    """Means of every metric whose arms are not pairs of arms; None where an arm has no such row."""
+    single = [m for m in metrics if not any(" over " in score.arm for score in m.arms)]
+    arms = dict.fromkeys(score.arm for metric in single for score in metric.arms)
+    rows: list[tuple[Metric, list[Scores | None]]] = []
+    for metric in single:
+        own = {score.arm: score for score in metric.arms}
+        rows.append((metric, [own.get(arm) for arm in arms]))
+    return Overview([ARMS.get(arm, arm.replace("_", " ")) for arm in arms], rows)
 
 
 def columns(rows: list[dict[str, str]]) -> list[Column]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -9,10 +12,13 @@ from nsdcap.batches import joined
 from nsdcap.config import Models
 from nsdcap.devices import choose_device, quiet
 from nsdcap.loading import load_part, reading
+from nsdcap.weights import is_path
 
 
 class Clip:
     """A CLIP model whose embeddings score results, in ``models.dtype``, without gradients.
+
+    ``name``: the hub id, or the folder's own name.
 
     Raises
     ------
@@ -26,6 +32,7 @@ class Clip:
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
         where = models.clip
+        self.name = Path(where).expanduser().absolute().name if is_path(where) else where
         self.device = choose_device(models.device)
         model = load_part(CLIPModel, "models.clip", where, dtype=models.dtype)
         self.model = model.to(self.device)
@@ -36,8 +43,8 @@ class Clip:
         self.batches = {"CLIP of pictures": models.batch, "CLIP of texts": models.batch}
 
     @torch.inference_mode()
-    def pictures(self, pictures: np.ndarray) -> np.ndarray:
-        """Embeddings (n, d) float32 of unit length for pictures (n, h, w, 3) uint8."""
+    def pictures(self, pictures: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        """Embeddings (n, d) float32 of unit length for pictures, each (h, w, 3) uint8."""
 
         def part(rows: slice) -> np.ndarray:
             pixels = self.images(list(pictures[rows]), return_tensors="pt")["pixel_values"]

@@ -16,6 +16,7 @@ from statsmodels.stats.multitest import fdrcorrection
 
 from nsdcap.aggregate import aggregate
 from nsdcap.errors import DataError
+from nsdcap.metrics.clip import METRICS
 from nsdcap.metrics.pictures import pixcorr
 from nsdcap.metrics.similarity import wins
 from nsdcap.plots_cortex import open_run
@@ -151,10 +152,17 @@ def caption_file(subject: int, n: int = N_TEST) -> dict:
             "picture": text,
             "nearest": truth[(i + 1) % n] if i % 2 else text,
             "references": [text.capitalize() + ".", f"There is a {things[i % 3]} on a {places[i % 4]}."],
-            "clip": {"brain": 0.30 + 0.001 * i, "brain_gain": 0.31, "picture": 0.4, "nearest": 0.305},
+            "clip": {
+                metric: {"brain": 0.30 + 0.001 * i, "brain_gain": 0.31, "picture": 0.4, "nearest": 0.305}
+                for metric in METRICS
+            },
         }  # fmt: skip
     arms = ["brain", "brain_gain", "picture", "nearest"]
-    return {"subject": subject, "arms": arms, "captions": captions}
+    chance = {metric: {arm: [0.21, 0.004] for arm in arms} for metric in METRICS}
+    return {
+        "subject": subject, "arms": arms, "captions": captions, "clip_model": "a-clip",
+        "clip_shuffles": 1000, "clip_chance": chance,
+    }  # fmt: skip
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -296,21 +304,20 @@ def test_captions_carry_definition_interval_and_chance(done):
         assert 0 < float(row["chance_mean"]) < 100
         assert float(row["chance_sd"]) > 0
     assert all("BLEU" in row["definition"] for row in rows if "BLEU" in row["metric"])
-    assert float(pick(rows, subject=1, arm="picture", metric="BLEU-4 coco-like")["value"]) > 99
+    assert float(pick(rows, subject=1, arm="picture", metric="BLEU-4 coco")["value"]) > 99
     won = pick(rows, subject=1, arm="brain", metric="CLIP wins over nearest")
-    share = wins(np.array([e["clip"]["brain"] for e in entries]), np.full(N_TEST, 0.305))
+    share = wins(
+        np.array([e["clip"]["CLIP cosine"]["brain"] for e in entries]), np.full(N_TEST, 0.305)
+    )
     assert float(won["value"]) == pytest.approx(share.value, rel=1e-5)
-    assert pick(rows, subject=1, arm="brain", metric="CLIP cosine")["chance_mean"] == ""
-
-
-def test_chance_of_the_cosine_is_taken_where_the_caption_stage_kept_it(tmp_path):
-    write_run(tmp_path, [1], [0])
-    path = tmp_path / "caption/subj01.json"
-    content = json.loads(path.read_text()) | {"clip_chance": {"brain": [0.21, 0.004]}}
-    path.write_text(json.dumps(content))
-    aggregate(tmp_path, tmp_path / "t", [1], [0], log=lambda line: None)
-    row = pick(read_csv(tmp_path / "t/tables/captions.csv"), arm="brain", metric="CLIP cosine")
-    assert (row["chance_mean"], row["chance_sd"]) == ("0.21", "0.004")
+    for metric in METRICS:
+        row = pick(rows, subject=1, arm="brain", metric=metric)
+        assert (row["chance_mean"], row["chance_sd"], row["n_shuffles"]) == (
+            "0.21",
+            "0.004",
+            "1000",
+        )
+        assert "by CLIP a-clip" in row["definition"]
 
 
 def test_pictures_are_the_planted_order(done):

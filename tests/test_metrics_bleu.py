@@ -88,19 +88,10 @@ def test_shuffled_statistics_equal_sacrebleu(corpus):
         expected.append(sacrebleu.corpus_bleu(hypotheses, streams(moved)).score)
         for i in (0, 7):
             one = sacrebleu.sentence_bleu(hypotheses[i], moved[i]).score
-            assert bleu.sentence_bleus(counts, 4, order)[i] == pytest.approx(one)
+            assert bleu.sentence_bleus(counts)[i, order[i]] == pytest.approx(one)
     assert found == pytest.approx(expected, abs=1e-9)
     chance = shuffled(lambda p: bleu.bleu_of(counts, 4, columns=p), 60, 4, seed=5)
     assert chance == pytest.approx((np.mean(expected), np.std(expected, ddof=1)), abs=1e-9)
-
-
-def test_coco_like_ignores_case_and_punctuation():
-    score, definition = bleu.bleu(
-        ["a red ball lies on the beach"], [["A red ball, lies on the beach."]], style="coco-like"
-    )
-    assert score == pytest.approx(100.0)
-    assert "not its PTB tokenizer" in definition
-    assert bleu.bleu(["a red ball lies on the beach"], [["A red ball, lies on the beach."]])[0] < 90
 
 
 def test_shuffles_at_full_size_are_fast():

@@ -25,6 +25,9 @@ from nsdcap.errors import DataError, UsageError
 from nsdcap.paths import Cell, sidecar
 from nsdcap.report_readings import readings
 
+# Java's scores have tests of their own, and take longer than all pages here
+pytestmark = pytest.mark.usefixtures("no_java")
+
 VOID = {"meta", "img", "br", "link", "input"}
 FIGURES = ["fig3_captions", "fig4_subj01", "fig4_subj02", "fig5_cortex", "fig6_layers",
            "fig7_best_layer", "fig7_streams"]  # fmt: skip

@@ -35,7 +35,7 @@ from nsdcap.report_results import (
     read_ratings,
     results,
 )
-from nsdcap.report_scores import Scores, by_metric, columns, without_folders
+from nsdcap.report_scores import Scores, by_metric, columns, overview, without_folders
 
 PAPERS = Facts(
     37, 24980, 8859, 982, 2.82, 12000, {"z_v": 151296, "c": 59136, "z": 6400},
@@ -49,7 +49,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run folder with tables; read only."""
     out = tmp_path_factory.mktemp("run")
     write_run(out)
-    aggregate(out, out / "aggregate", SUBJECTS, STATES, log=lambda line: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")  # Java's scores have tests of their own
+        aggregate(out, out / "aggregate", SUBJECTS, STATES, log=lambda line: None)
     return plots.open_run(out, out / "aggregate")
 
 
@@ -77,6 +79,17 @@ def test_a_metric_that_is_not_known_appears_with_every_arm(run):
     assert [(arm.arm, arm.mean) for arm in metric.arms] == [("brain", "0.600"), ("other", "0.100")]
     assert metric.arms[0].of(2) == "0.700"
     assert metric.arms[1].of(2) == ""
+
+
+def test_an_overview_has_a_row_a_metric_and_a_column_an_arm(run):
+    table = [row("A", "0.5"), row("A", "0.25", arm="other"), row("B", "", note="no Java"),
+             row("wins", "0.5", arm="x over y"), row("C", "1", arm="third")]  # fmt: skip
+    view = overview(by_metric(run, table))
+    assert view.arms == ["from the brain", "other", "third"]
+    assert [metric.name for metric, _ in view.rows] == ["A", "B", "C"]
+    means = [[arm.mean if arm else "" for arm in arms] for _, arms in view.rows]
+    assert means == [["0.500", "0.250", ""], ["none", "", ""], ["", "", "1.00"]]
+    assert [metric.computed for metric, _ in view.rows] == [True, False, True]
 
 
 def test_a_row_without_a_value_says_why():
@@ -139,15 +152,13 @@ def test_every_result_of_the_paper_has_a_row(run):
     won = [float(r["value"]) for r in run.table("pictures") if r["arm"] == "caption over direct"]
     own = ours["Caption arm closer to the shown picture than the direct arm, by CLIP"]
     assert (own.ours, own.n) == (f"{100 * np.mean(won):.1f} %", f"2 × {N_TEST}")
-    rated = ours["Captions, people choose between own and another picture's"]
+    rated = ours["Captions, people choose between own and another picture’s"]
     assert rated.why.startswith("no ratings yet")
 
 
 def test_each_kind_of_bleu_stands_in_a_row_of_its_own(run):
-    tables = read_tables(run.target)
-    tables["captions"].append(row("BLEU-4 coco", "", note="needs Java"))
-    rows = {r.what: r for r in results(run, tables, {})}
-    assert rows["Captions from the brain, BLEU-4 coco"].why == "needs Java"
+    rows = {r.what: r for r in results(run, read_tables(run.target), {})}
+    assert rows["Captions from the brain, BLEU-4 coco"].why == "needs Java: no java on the PATH"
     assert rows["Captions from the brain, BLEU-4 sacrebleu"].paper != ""
 
 
@@ -409,8 +420,9 @@ def test_gallery_shows_what_lies_on_disk(run):
     assert pictures[1].clip == f"{cosine:.2f}".replace("-", "−")
     written = json.loads((run.out / "caption/subj02.json").read_text())
     own = written["captions"][str(item.nsd_id)]
+    cosines = own["clip"]["CLIP cosine"]
     assert [text.text for text in texts] == [own[arm] for arm in written["arms"]]
-    assert [text.clip for text in texts] == [f"{own['clip'][arm]:.2f}" for arm in written["arms"]]
+    assert [text.clip for text in texts] == [f"{cosines[arm]:.2f}" for arm in written["arms"]]
 
 
 def test_the_seed_alone_decides_the_gallery(run):
