@@ -61,7 +61,9 @@ def aggregate(
     Significance is Benjamini-Hochberg at 0.05 over all voxels of a map; voxels whose p is NaN (they
     never varied) are left out and counted. ``states``: BERT states from 0, the embeddings.
     ``surfaces``: an ``nsd.NSD``, whose transforms take maps to fsaverage; without them, or where a
-    subject lacks them, maps stay in the volume. ``target`` is made; the caller renames it.
+    subject lacks them, maps stay in the volume. ``target`` is made; the caller renames it. The same
+    results give the same bytes. Memory: one subject's maps at a time, 0.3 GB for 15,000 voxels and 80
+    models.
 
     Raises
     ------
@@ -85,7 +87,7 @@ def aggregate(
             encoding += encoding_rows(subject, model, voxels)
         best, best_q = best_layer(models)
         layers += layer_rows(subject, best, best_q, voxels)
-        maps = maps_of(models, voxels, best, best_q)
+        maps = maps_of(models, voxels)
         listing += write_volumes(target / "maps", subject, maps, voxels)
         if surfaces is not None:
             there = write_surfaces(target / "maps", subject, maps, voxels, surfaces, fixed, log)
@@ -135,11 +137,7 @@ def results_time(out: Path) -> str:
 
 
 def _refuse_gaps(out: Path, subjects: list[int], states: list[int]) -> None:
-    cells = [
-        Cell(stage, subject)
-        for stage in INPUTS[:-1]
-        for subject in subjects
-    ]
+    cells = [Cell(stage, subject) for stage in INPUTS[:-1] for subject in subjects]
     cells += [Cell("encode", subject, state) for subject in subjects for state in (None, *states)]
     missing = [path for path in (artefact(out, cell) for cell in cells) if not path.is_file()]
     if missing:

@@ -161,13 +161,16 @@ class Ledger:
         if not force and self.state(cell).word == "done":
             parts.forget(self.out, cell)  # what a kill between the last two steps left
             return "skipped"
-        gaps = [state.cell for state in self.states(self.inputs(cell)) if state.word != "done"]
+        gaps = [state for state in self.states(self.inputs(cell)) if state.word != "done"]
         if gaps:
-            groups = groupby(gaps, lambda gap: (gap.stage, gap.subject, gap.layer is None))
+            stale = [f" ({gap.cell} is stale: {gap.reason})" for gap in gaps if gap.word == "stale"]
+            groups = groupby(
+                [gap.cell for gap in gaps], lambda gap: (gap.stage, gap.subject, gap.layer is None)
+            )
             names = ", ".join(name_of(list(group)) for _, group in groups)
             raise Incomplete(
-                f"{cell} needs {len(gaps)} cells that are not done: {names}; run their stages first, or "
-                "--stage all"
+                f"{cell} needs {len(gaps)} cells that are not done: {names}{''.join(stale[:1])}; run their "
+                "stages first, or --stage all"
             )
         stage = STAGES[cell.stage]
         module, name = stage.function.split(":")

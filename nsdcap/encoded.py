@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import false_discovery_control
 
 from nsdcap.config import PHASES, STREAMS
 from nsdcap.errors import DataError
@@ -22,6 +23,7 @@ from nsdcap.tables import open_hdf5
 ROIS = (*STREAMS, "all")
 MAPS = ("r", "p_permutation", "p_gaussian", "alpha")
 JOINT_MAPS = (*MAPS, "ratio", "gain", "gain_low", "gain_high", "gain_p")
+P_OF = {"gain": "gain_p", "r": "p_permutation"}
 ERRORS = ("mean_r_error", "mean_gain_error")
 # below this highest r nothing is divided by it: r's own error, 0.03 for 982 pictures, grows fivefold there
 CEILING_FLOOR = 0.2
@@ -126,20 +128,24 @@ def derived(maps: dict[str, np.ndarray], ceiling: np.ndarray) -> dict[str, np.nd
     return {name: values.astype(np.float32) for name, values in found.items()}
 
 
-def best_layer(models: list[Model]) -> tuple[np.ndarray, np.ndarray]:
-    """The layer of each voxel's highest gain over z_v, and q of that gain, (n_voxels,) float64 each.
+def best_layer(models: list[Model], by: str = "gain") -> tuple[np.ndarray, np.ndarray]:
+    """The layer of each voxel's best joint model, and q of there being any, (n_voxels,) float64 each.
 
-    NaN where no gain is known. The best of many gains flatters itself: its p is multiplied by the
-    number of models (Bonferroni), then Benjamini-Hochberg over the voxels.
+    ``by`` "gain": the highest gain over z_v, and whether any model adds; "r": the highest r, and whether
+    any model predicts at all, as the paper has it. NaN where neither is known. The best of many
+    flatters itself, so q is not of that one but of all of the voxel's models together: Simes' p, of "none
+    does", which costs little where models that are alike agree; then Benjamini-Hochberg over the voxels.
     """
     joint = [model for model in models if model.feature == "joint"]
-    gains = np.stack([model.maps["gain"] for model in joint])  # (models, n_voxels)
-    at = np.where(np.isfinite(gains), gains, -np.inf).argmax(0)
+    values = np.stack([model.maps[by] for model in joint])  # (models, n_voxels)
+    p = np.stack([model.maps[P_OF[by]] for model in joint]).astype(np.float64)
+    known = np.isfinite(values) & np.isfinite(p)
+    at = np.where(known, values, -np.inf).argmax(0)
     layer = np.array([float(model.layer or 0) for model in joint])[at]
-    p = np.stack([model.maps["gain_p"] for model in joint])[at, np.arange(len(at))]
-    known = np.isfinite(gains).any(0)
-    p = np.where(known, np.minimum(p.astype(np.float64) * len(joint), 1.0), np.nan)
-    return np.where(known, layer, np.nan), fdr(p)[1]
+    # Benjamini-Hochberg's smallest q among p of one hypothesis is Simes' p
+    simes = false_discovery_control(np.where(known, p, 1.0), axis=0).min(0)
+    anywhere = known.any(0)
+    return np.where(anywhere, layer, np.nan), fdr(np.where(anywhere, simes, np.nan))[1]
 
 
 def _map(group: Any, key: str, length: int, path: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import sacrebleu
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, ttest_1samp
 from statsmodels.stats.multitest import fdrcorrection
 
 from nsdcap.aggregate import aggregate
@@ -227,6 +227,39 @@ def test_every_model_has_every_roi(done):
     assert all(int(row["n_nan"]) == 2 for row in rows if row["roi"] in ("all", "early"))
 
 
+def test_rows_over_subjects_are_means_with_t_intervals(done):
+    rows = read_csv(done[1] / "tables/encoding.csv")
+    group = read_csv(done[1] / "tables/encoding_group.csv")
+    assert len(group) == len(rows) / len(SUBJECTS)
+    for feature, layer, phase in (("z_v", "", ""), ("joint", 2, "mid")):
+        wanted = {"roi": "parietal", "feature": feature, "layer": layer, "phase": phase}
+        each = [pick(rows, subject=subject, **wanted) for subject in SUBJECTS]
+        row = pick(group, **wanted)
+        assert row["n_subjects"] == "2"
+        for name in ("n_voxels", "n_significant"):
+            assert int(row[name]) == sum(int(own[name]) for own in each)
+        for mean, low, high in (
+            ("mean_r", "ci_low", "ci_high"), ("mean_gain", "gain_ci_low", "gain_ci_high"),
+        ):  # fmt: skip
+            if row[mean]:
+                values = [float(own[mean]) for own in each]
+                expected = ttest_1samp(values, 0).confidence_interval()
+                assert float(row[mean]) == pytest.approx(np.mean(values), rel=1e-4)
+                assert [float(row[low]), float(row[high])] == pytest.approx(expected, rel=1e-3)
+    assert pick(group, roi="all", feature="z_v")["mean_gain"] == ""
+
+
+def test_intervals_are_the_cells_errors_over_pictures(done):
+    """Planted: errors of mean r from 0.01 (the early stream) to 0.02 (all), of mean gain 0.003."""
+    rows = read_csv(done[1] / "tables/encoding.csv")
+    for roi, error in (("early", 0.01), ("all", 0.02)):
+        row = pick(rows, subject=1, roi=roi, feature="joint", layer=2, phase="mid")
+        mean, low, high = (float(row[name]) for name in ("mean_r", "ci_low", "ci_high"))
+        assert [low, high] == pytest.approx([mean - 1.96 * error, mean + 1.96 * error], abs=1e-5)
+        gain, low, high = (float(row[n]) for n in ("mean_gain", "gain_ci_low", "gain_ci_high"))
+        assert [low, high] == pytest.approx([gain - 0.00588, gain + 0.00588], abs=1e-5)
+
+
 def test_maps_lie_in_the_subjects_volume(done):
     out, target = done
     with h5py.File(out / "prepare/subj01.h5") as file:
@@ -264,9 +297,9 @@ def test_surfaces_only_where_there_are_transforms(done):
     assert json.loads((target / "run.json").read_text())["on_surface"] == [1]
     found = sorted((target / "maps").rglob("*.gii"))
     assert [path.name for path in found if path.name.startswith("lh")] == [
-        f"lh.{name}.func.gii" for name in ("best_layer", "gain", "z_B_r", "z_v_r")
+        f"lh.{name}.func.gii" for name in ("best_layer", "best_layer_r", "gain", "z_B_r", "z_v_r")
     ]
-    assert len(found) == 8
+    assert len(found) == 10
     assert all("subj01" in str(path) for path in found)
     image = nib.load(target / "maps/subj01/fsaverage5/lh.z_v_r.func.gii")
     assert image.darrays[0].data.shape == (10242,)
