@@ -31,7 +31,7 @@ WRITE = 20.0  # times that a captioner takes token by token
 AGGREGATE = 120.0  # seconds a subject's tables and figures take
 PATIENCE = 3600.0  # seconds from which a cell on the CPU is given more cores
 MOST_CORES, GPU_CORES = 16, 4  # on the CPU, and beside a GPU
-PYTHON, TORCH = 0.5e9, 3e9  # bytes of the libraries
+PYTHON, TORCH, JAVA = 0.5e9, 3e9, 2.5e9  # bytes of the libraries, and of METEOR
 
 
 @dataclass(frozen=True)
@@ -261,12 +261,12 @@ def encode(data: DataSizes, models: ModelSizes, config: Config, joint: bool) -> 
 
 
 def aggregate(data: list[DataSizes], models: ModelSizes, config: Config) -> Cost:
-    """Memory: all maps of a subject, and shuffles of its captions."""
+    """Memory: all maps of a subject, all pairs of its captions and references, and METEOR's Java."""
     from nsdcap.stages import encode_states
 
     maps = 8 * (2 + 6 * len(encode_states(config)))
     voxels, tests = max(d.voxels() for d in data), max(d.tests for d in data)
-    memory = 2 * 8.0 * maps * voxels + 3 * 16.0 * tests**2 + 3 * PYTHON
+    memory = 2 * 8.0 * maps * voxels + 4 * 8.0 * 5 * tests**2 + 3 * PYTHON + JAVA
     pixels = 3.0 * config.reconstruct.size**2 * (2 + 2 * config.reconstruct.samples)
     drawn = AGGREGATE * len(data) + 0.01 * maps * len(data)
     return _cost(

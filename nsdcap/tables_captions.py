@@ -37,8 +37,8 @@ def read_captions(out: Path, subject: int) -> dict:
         raise DataError(f"{path}: broken ({error!r}); run the caption stage again") from error
     if not captions or lacking:
         raise DataError(
-            f"{path}: found {len(captions)} captions, {len(lacking)} of them without an arm or "
-            f"references (nsd_id {', '.join(lacking[:5])}); run the caption stage again"
+            f"{path}: found {len(captions)} captions, {len(lacking)} of them without an arm, a "
+            f"score of it or references (nsd_id {', '.join(lacking[:5])}); run the caption stage again"
         )
     return content
 

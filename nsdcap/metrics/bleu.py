@@ -84,24 +84,17 @@ def bleu_counts(
 
 
 def bleu_of(
-    counts: BleuCounts,
-    order: int,
-    rows: np.ndarray | None = None,
-    columns: np.ndarray | None = None,
-) -> float:
-    """Corpus BLEU of hypotheses ``rows`` against reference sets ``columns``; by default each its own.
-
-    order: 1 to the order of the counts.
-    """
+    counts: BleuCounts, rows: np.ndarray | None = None, columns: np.ndarray | None = None
+) -> np.ndarray:
+    """Corpus BLEU of each order from 1, (order,) float64, of hypotheses ``rows`` against reference sets
+    ``columns``; by default each its own."""
     rows = np.arange(len(counts.length)) if rows is None else rows
     columns = rows if columns is None else columns
-    return _compute(
-        counts.correct[:order, rows, columns].sum(1),
-        counts.total[:order, rows].sum(1),
-        int(counts.length[rows].sum()),
-        int(counts.closest[rows, columns].sum()),
-        order,
-        counts.options,
+    correct, total = counts.correct[:, rows, columns].sum(1), counts.total[:, rows].sum(1)
+    length, closest = int(counts.length[rows].sum()), int(counts.closest[rows, columns].sum())
+    orders = range(1, len(correct) + 1)
+    return np.array(
+        [_compute(correct[:k], total[:k], length, closest, k, counts.options) for k in orders]
     )
 
 
@@ -117,7 +110,7 @@ def bleu(
     Source: Papineni et al. 2002; Post 2018 (sacrebleu).
     """
     counts = bleu_counts(hypotheses, references, order, style)
-    return bleu_of(counts, order), counts.definition
+    return float(bleu_of(counts)[-1]), counts.definition
 
 
 def sentence_bleus(counts: BleuCounts, order: int = 4) -> np.ndarray:
@@ -157,14 +150,14 @@ def sentence_definition(counts: BleuCounts, order: int) -> str:
 
 
 def bleu_interval(
-    counts: BleuCounts, order: int, n_boot: int, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap over pictures of corpus BLEU: (low, high)."""
+    counts: BleuCounts, n_boot: int, seed: int, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap over pictures of corpus BLEU: low (order,), high (order,)."""
     rng = np.random.default_rng(seed)
     n = len(counts.length)
-    scores = [bleu_of(counts, order, rng.integers(0, n, n)) for _ in range(n_boot)]
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    scores = [bleu_of(counts, rng.integers(0, n, n)) for _ in range(n_boot)]
+    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
 
 
 def _sacrebleu(order: int, n_references: set[int]) -> tuple[Any, str]:

@@ -88,33 +88,33 @@ def pair_score(metric: str, definition: str, pairs: np.ndarray) -> Score:
 
 def _sacrebleu(hypotheses: list[str], references: list[list[str]]) -> list[Score]:
     counts = bleu.bleu_counts(hypotheses, references)
-    scores = [
-        _bleu(
-            counts,
-            order,
-            f"BLEU-{order} sacrebleu",
-            counts.definition.replace("BLEU-4", f"BLEU-{order}"),
-        )
-        for order in (1, 2, 3, 4)
-    ]
+    names = {
+        f"BLEU-{k} sacrebleu": counts.definition.replace("BLEU-4", f"BLEU-{k}")
+        for k in (1, 2, 3, 4)
+    }
     each = bleu.sentence_bleus(counts)
-    return [*scores, pair_score("BLEU-4 sentence", bleu.sentence_definition(counts, 4), each)]
+    mean = pair_score("BLEU-4 sentence", bleu.sentence_definition(counts, 4), each)
+    return [*_bleus(counts, names), mean]
 
 
-def _bleu(counts: bleu.BleuCounts, order: int, metric: str, definition: str) -> Score:
-    n = len(counts.length)
-    value = bleu.bleu_of(counts, order)
-    interval = bleu.bleu_interval(counts, order, BOOTSTRAPS, SEED)
-    chance = shuffled(partial(bleu.bleu_of, counts, order, None), n, SHUFFLES, SEED)
-    return Score(metric, definition, n, (value, *interval, *chance), SHUFFLES)
+def _bleus(counts: bleu.BleuCounts, definitions: dict[str, str]) -> list[Score]:
+    """A score for each order, whose metrics and definitions these are."""
+    n, rng = len(counts.length), np.random.default_rng(SEED)
+    values = bleu.bleu_of(counts)
+    low, high = bleu.bleu_interval(counts, BOOTSTRAPS, SEED)
+    chance = [bleu.bleu_of(counts, None, rng.permutation(n)) for _ in range(SHUFFLES)]
+    numbers = np.stack([values, low, high, np.mean(chance, 0), np.std(chance, 0, ddof=1)], axis=1)
+    return [
+        Score(metric, definition, n, tuple(row), SHUFFLES)
+        for (metric, definition), row in zip(definitions.items(), numbers.tolist(), strict=True)
+    ]
 
 
 def _coco(hypotheses: list[str], references: list[list[str]], meteor: coco.Meteor) -> list[Score]:
     counts = bleu.bleu_counts(hypotheses, references, style="coco")
-    scores = []
-    for order in (1, 2, 3, 4):
-        metric = f"BLEU-{order} coco"
-        scores.append(_bleu(counts, order, metric, COCO_METRICS[metric]))
+    scores = _bleus(
+        counts, {f"BLEU-{k} coco": COCO_METRICS[f"BLEU-{k} coco"] for k in (1, 2, 3, 4)}
+    )
     compute: dict[str, Callable[..., Score]] = {
         "METEOR": partial(_meteor, meteor), "ROUGE-L": _rouge_l, "CIDEr": _cider, "SPICE": _spice
     }  # fmt: skip

@@ -30,6 +30,8 @@ SPICE_NEEDS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"
 # what is lower case, and what a byte of a text means, must not depend on the user's locale
 LOCALE = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
 LINES = 64  # sent to METEOR at a time: what it answers fits the pipe while nobody reads
+# places in METEOR's line of counts
+HYP_WORDS, REF_WORDS, CHUNKS, HYP_MATCHED, REF_MATCHED = 0, 1, 20, 21, 22
 
 
 class NotComputed(DataError):
@@ -89,12 +91,21 @@ class Meteor:
     def statistics(
         self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]
     ) -> np.ndarray:
-        """Counts (n, k) float64 of each hypothesis against its references, by the best one of them."""
+        """Counts (n, 23) float64 of each hypothesis against its references, by the best one of them.
+
+        A hypothesis that matches as a whole has no chunk: so METEOR has it where it adds up a corpus.
+        """
         pairs = [(text, tuple(refs)) for text, refs in zip(hypotheses, references, strict=True)]
         new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
         lines = [" ||| ".join(("SCORE", *refs, text)) for text, refs in new]
         for pair, line in zip(new, self._answers(lines, 1), strict=True):
-            self._known[pair] = np.array([float(number) for number in line.split()])
+            counts = np.array([float(number) for number in line.split()])
+            whole = np.array_equal(
+                counts[[HYP_MATCHED, REF_MATCHED]], counts[[HYP_WORDS, REF_WORDS]]
+            )
+            if whole and counts[CHUNKS] == 1:
+                counts[CHUNKS] = 0
+            self._known[pair] = counts
         return np.stack([self._known[pair] for pair in pairs])
 
     def scores(self, statistics: np.ndarray) -> np.ndarray:
