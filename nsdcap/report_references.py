@@ -90,6 +90,11 @@ REFERENCES = {
         "Efron, B. (1969). Student's t-test under symmetry conditions. Journal of the American "
         "Statistical Association, 64(328), 1278-1302. doi:10.1080/01621459.1969.10501056",
     ),
+    "simes": (
+        "Simes, 1986",
+        "Simes, R. J. (1986). An improved Bonferroni procedure for multiple tests of "
+        "significance. Biometrika, 73(3), 751-754. doi:10.1093/biomet/73.3.751",
+    ),
     "fdr": (
         "Benjamini & Hochberg, 1995",
         "Benjamini, Y., & Hochberg, Y. (1995). Controlling the false discovery rate: A "

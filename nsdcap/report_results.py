@@ -13,6 +13,7 @@ from nsdcap.config import PHASES, STREAMS, Config, Models, dump
 from nsdcap.errors import DataError
 from nsdcap.plots import over_subjects
 from nsdcap.plots_cortex import Run
+from nsdcap.rating.study import signatures
 from nsdcap.report_methods import Facts
 from nsdcap.report_scores import Scores
 
@@ -178,7 +179,9 @@ def changed_settings(settings: Config) -> list[str]:
 
 
 def read_ratings(out: Path) -> dict[str, dict[str, Any]]:
-    """What people chose, of ``captions`` and ``pictures``, as ``nsdcap.rating score --json`` tells it.
+    """What people chose, of ``captions`` and ``pictures``, as ``nsdcap.rating score --into`` writes it.
+
+    ``stale`` is true where what they judged is no longer this run's.
 
     Raises
     ------
@@ -195,16 +198,17 @@ def read_ratings(out: Path) -> dict[str, dict[str, Any]]:
             low, high = content["interval"]
             numbers = [float(content["percent"]), float(low), float(high)]
             numbers += [int(content["n_raters"]), int(content["n_trials"])]
-            sd = content["sd"]
+            sd, made_of = content["sd"], content.get("made_of")
             float(sd if sd is not None else 0)
             if not np.isfinite(numbers).all():
                 raise ValueError("a number is not finite")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path}: found no rating results ({error!r}), expected percent, sd, interval [low, high], "
-                "n_raters and n_trials; write it again, python -m nsdcap.rating score ... --json"
+                f"n_raters and n_trials; write it again, python -m nsdcap.rating score STUDY --into {out}"
             ) from None
-        found[name] = content
+        stale = made_of is not None and signatures(out, name, made_of) != made_of
+        found[name] = content | {"stale": stale}
     return found
 
 
@@ -304,12 +308,18 @@ def _rated(about: str, what: str, paper: str, ratings: dict[str, dict[str, Any]]
         why = "no ratings yet; nsdcap.rating makes a study"
         return Result(about, what, paper, "none", why=why, chance="50 %")
     found = ratings[about]
+    if found["stale"]:
+        why = "the ratings are of an earlier state of this run; nsdcap.rating makes a new study"
+        return Result(about, what, paper, "none", why=why, chance="50 %")
     spread = "" if found["sd"] is None else f" ± {float(found['sd']):.1f}"
     low, high = found["interval"]
+    alpha = found.get("alpha")
     return Result(
         about, what, paper, f"{float(found['percent']):.1f}{spread} %",
-        "People's choices: per cent, sd over raters", f"{float(low):.1f} % to {float(high):.1f} %",
-        chance="50 %", n=f"{found['n_raters']} raters, {found['n_trials']} choices",
+        "People’s choices: per cent, ± sd over raters; the interval is over raters and pictures",
+        f"{float(low):.1f} % to {float(high):.1f} %", chance="50 %",
+        beside=() if alpha is None else (("Krippendorff’s alpha", f"{float(alpha):.2f}"),),
+        n=f"{found['n_raters']} raters × {found['n_trials']}",
     )  # fmt: skip
 
 

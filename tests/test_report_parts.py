@@ -169,14 +169,14 @@ def test_ratings_fill_the_human_rows(own):
         "sd": 4.04,
         "interval": [85.5, 90.75],
         "n_raters": 4,
-        "n_trials": 2400,
+        "n_trials": 600,
     }
     (own.out / "rating/captions.json").write_text(json.dumps(found))
     ratings = read_ratings(own.out)
     rows = results(own, read_tables(own.target), ratings)
     rated = next(r for r in rows if "people choose between" in r.what)
     assert (rated.ours, rated.interval) == ("88.2 ± 4.0 %", "85.5 % to 90.8 %")
-    assert rated.n == "4 raters, 2400 choices"
+    assert rated.n == "4 raters × 600"
     assert "4 raters, the paper 6" in not_comparable(rated, [], False, ratings)
     other = next(
         r for r in rows if r.what == "Caption arm closer than the direct arm, people choose"
