@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import h5py
@@ -12,11 +12,14 @@ from nsdcap.blip import Blip
 from nsdcap.config import Config
 from nsdcap.decode import read_latent
 from nsdcap.features import open_features, rows_of
+from nsdcap.metrics.clip import METRICS, clip_pairs
+from nsdcap.metrics.similarity import shuffled
 from nsdcap.nsd import NSD
 from nsdcap.paths import Cell, artefact, write_json
 from nsdcap.ridge import blocks
 from nsdcap.score import Clip
 from nsdcap.shards import in_order
+from nsdcap.tables import SHUFFLES
 
 ARMS = ("brain", "brain_gain", "picture", "nearest")
 
@@ -27,18 +30,18 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     Arms: ``brain`` from z_v decoded from activity; ``brain_gain`` the same with decode.gain = "cv";
     ``picture`` from the picture's own z_v, the captioner's best; ``nearest`` the first human caption
     of the training picture whose z_v is nearest to the decoded one, which train and test
-    pictures that resemble each other flatter. ``clip`` is each caption's cosine with the shown picture,
-    ``clip_chance`` the mean and sd of its mean over shuffled pictures.
+    pictures that resemble each other flatter. ``clip`` are each caption's scores by the metrics of
+    ``nsdcap.metrics.clip``, ``clip_chance`` the mean and sd of their means over ``clip_shuffles``
+    shuffles of the pictures, ``clip_model`` the name of ``models.clip``.
 
     A part is kept of each ``models.batch`` captions from the brain.
     Memory: the test pictures' z_v three times and ``ridge.block`` of their targets.
     """
     with h5py.File(artefact(out, Cell("decode", cell.subject)), "r") as file:
         ids = file["nsd_id"][:]
-    blip = Blip(config.models, config.caption)
     decoded = read_latent(out, cell.subject, "z_v", config)
     with_gain = read_latent(out, cell.subject, "z_v", config, gain="cv")
-    captions = _written(blip, {"brain": decoded, "brain_gain": with_gain}, cell, out)
+    captions = _written({"brain": decoded, "brain_gain": with_gain}, config, cell, out)
     del with_gain
     with open_features(out, None) as shared:
         captions["picture"] = list(shared["caption"].asstr()[:][rows_of(shared, ids)])
@@ -48,21 +51,27 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     human = nsd.captions(np.concatenate([ids, nearest_ids]))
     captions["nearest"] = [human[int(i)][0] for i in nearest_ids]
     clip = Clip(config.models)
-    shown = clip.pictures(nsd.pictures(ids))
-    # [caption, picture] of each arm; its diagonal is the score, its shuffles are chance
-    similar = {arm: clip.texts(captions[arm]) @ shown.T for arm in ARMS}
-    cosines = {arm: np.diag(similar[arm]) for arm in ARMS}
+    references = [human[int(i)] for i in ids]
+    pairs = clip_pairs(clip.texts, captions, clip.pictures(nsd.pictures(ids)), references)
     write_json(
         target,
         {
             "subject": cell.subject,
             "arms": list(ARMS),
-            "clip_chance": {arm: shuffled_mean(similar[arm], config.seed) for arm in ARMS},
+            "clip_model": clip.name,
+            "clip_shuffles": SHUFFLES,
+            "clip_chance": {
+                metric: {arm: shuffled_mean(pairs[arm][metric], config.seed) for arm in ARMS}
+                for metric in METRICS
+            },
             "captions": {
                 str(i): {
                     **{arm: captions[arm][row] for arm in ARMS},
-                    "references": human[int(i)],
-                    "clip": {arm: round(float(cosines[arm][row]), 5) for arm in ARMS},
+                    "references": references[row],
+                    "clip": {
+                        metric: {arm: round(float(pairs[arm][metric][row, row]), 7) for arm in ARMS}
+                        for metric in METRICS
+                    },
                 }
                 for row, i in enumerate(ids)
             },
@@ -71,13 +80,21 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
 
 
 def _written(
-    blip: Blip, latents: dict[str, np.ndarray], cell: Cell, out: Path
+    latents: dict[str, np.ndarray], config: Config, cell: Cell, out: Path
 ) -> dict[str, list[str]]:
     """Captions from each arm's latents (n, tokens, width), kept batch by batch."""
+
+    @cache
+    def load() -> Blip:  # not where all parts are there
+        return Blip(config.models, config.caption)
+
+    def batch(own: np.ndarray) -> dict[str, list[str]]:
+        return {"texts": load().captions(own)}
+
     work = {
-        f"{arm}_{rows.start}-{rows.stop}": partial(_batch, blip, own[rows])
+        f"{arm}_{rows.start}-{rows.stop}": partial(batch, own[rows])
         for arm, own in latents.items()
-        for rows in blocks(len(own), blip.batch)
+        for rows in blocks(len(own), config.models.batch)
     }
     texts: dict[str, list[str]] = {arm: [] for arm in latents}
     for name, found in zip(work, in_order(out, cell, work), strict=True):
@@ -85,15 +102,10 @@ def _written(
     return texts
 
 
-def _batch(blip: Blip, latents: np.ndarray) -> dict[str, list[str]]:
-    return {"texts": blip.captions(latents)}
-
-
-def shuffled_mean(similar: np.ndarray, seed: int, n_shuffles: int = 1000) -> tuple[float, float]:
-    """Mean and sd over shuffles of the pictures of the mean cosine; similar (n captions, n pictures)."""
-    rng, rows = np.random.default_rng(seed), np.arange(len(similar))
-    means = [similar[rows, rng.permutation(rows)].mean() for _ in range(n_shuffles)]
-    return float(np.mean(means)), float(np.std(means))
+def shuffled_mean(pairs: np.ndarray, seed: int, n_shuffles: int = SHUFFLES) -> tuple[float, float]:
+    """Mean and sd over shuffles of the pictures of the mean score; pairs (n captions, n pictures)."""
+    rows = np.arange(len(pairs))
+    return shuffled(lambda order: float(pairs[rows, order].mean()), len(pairs), n_shuffles, seed)
 
 
 def nearest_rows(decoded: np.ndarray, training: h5py.Dataset, block: int) -> np.ndarray:

@@ -28,10 +28,13 @@ CHUNK = 0.5e-3  # seconds to read a voxel's session, a piece of its own in NSD's
 DOUBLE = 2.0  # times that float64 takes
 FACTORISE = 4.0  # times that eigenvectors and inverses take, which many cores hasten little
 WRITE = 20.0  # times that a captioner takes token by token
+RESEMBLE = 0.06  # seconds of one core to hold the pixels of a picture against another's
+NETWORKS = 27e9  # operations of all networks that score a picture
+FEATURES = 0.97e6  # bytes of its features
 AGGREGATE = 120.0  # seconds a subject's tables and figures take
 PATIENCE = 3600.0  # seconds from which a cell on the CPU is given more cores
 MOST_CORES, GPU_CORES = 16, 4  # on the CPU, and beside a GPU
-PYTHON, TORCH = 0.5e9, 3e9  # bytes of the libraries
+PYTHON, TORCH, JAVA = 0.5e9, 3e9, 2.5e9  # bytes of the libraries, and of METEOR
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Costs:
         if cell.stage == "encode":
             return encode(data, self.models, self.config, joint=cell.layer is not None)
         stage = {"prepare": prepare, "decode": decode, "caption": caption,
-                 "reconstruct": reconstruct, "kernel": kernel}[cell.stage]  # fmt: skip
+                 "reconstruct": reconstruct, "compare": compare, "kernel": kernel}[cell.stage]  # fmt: skip
         return stage(data, self.models, self.config)
 
 
@@ -207,6 +210,24 @@ def reconstruct(data: DataSizes, models: ModelSizes, config: Config) -> Cost:
     )  # fmt: skip
 
 
+def compare(data: DataSizes, models: ModelSizes, config: Config) -> Cost:
+    """Memory: features of the shown pictures, a batch's activations and all pairs' similarities."""
+    m, samples = data.tests, config.reconstruct.samples
+    seen = bool(config.models.backbones)
+    gpu = seen and config.models.device != "cpu"
+    pairs = m * (2 * samples + 2)
+    pixels = RESEMBLE * pairs / (GPU_CORES if gpu else 1)
+    work = m * (2 * samples + 2) * NETWORKS if seen else 0.0
+    memory = min(m, 1024) * FEATURES + (2 * samples + 1) * 2 * 4.0 * m**2 if seen else 0.0
+    memory += config.models.batch * 50e6 if seen else 0.0
+    return _cost(
+        f"{pairs:,} pairs of pictures", work + (0 if gpu else pixels * CORE_FLOPS), gpu,
+        memory + TORCH + PYTHON,
+        read=(1 + 4 * seen) * 3.0 * config.reconstruct.size**2 * m * (2 + 2 * samples),
+        written=4.0 * m * 12 * (2 * samples + 1), seconds=pixels if gpu else 0.0,
+    )  # fmt: skip
+
+
 def kernel(data: DataSizes, models: ModelSizes, config: Config) -> Cost:
     """Memory: twice what is written, or as ``joint_bases`` states it, and a block of z_v."""
     n, m, folds = data.pictures, data.tests, config.ridge.folds
@@ -261,12 +282,12 @@ def encode(data: DataSizes, models: ModelSizes, config: Config, joint: bool) -> 
 
 
 def aggregate(data: list[DataSizes], models: ModelSizes, config: Config) -> Cost:
-    """Memory: all maps of a subject, and shuffles of its captions."""
+    """Memory: all maps of a subject, all pairs of its captions and references, and METEOR's Java."""
     from nsdcap.stages import encode_states
 
     maps = 8 * (2 + 6 * len(encode_states(config)))
     voxels, tests = max(d.voxels() for d in data), max(d.tests for d in data)
-    memory = 2 * 8.0 * maps * voxels + 3 * 16.0 * tests**2 + 3 * PYTHON
+    memory = 2 * 8.0 * maps * voxels + 4 * 8.0 * 5 * tests**2 + 3 * PYTHON + JAVA
     pixels = 3.0 * config.reconstruct.size**2 * (2 + 2 * config.reconstruct.samples)
     drawn = AGGREGATE * len(data) + 0.01 * maps * len(data)
     return _cost(

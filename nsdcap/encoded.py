@@ -1,5 +1,5 @@
 """A subject's encoding models as its cells hold them, and what follows voxel by voxel: q, r over ceiling,
-p of the gain, best layer.
+best layer.
 
 A layer is a hidden state of BERT: 0 the embeddings, then one a layer.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import false_discovery_control
 
 from nsdcap.config import PHASES, STREAMS
 from nsdcap.errors import DataError
@@ -21,7 +22,9 @@ from nsdcap.tables import open_hdf5
 
 ROIS = (*STREAMS, "all")
 MAPS = ("r", "p_permutation", "p_gaussian", "alpha")
-JOINT_MAPS = (*MAPS, "ratio", "gain", "gain_low", "gain_high")
+JOINT_MAPS = (*MAPS, "ratio", "gain", "gain_low", "gain_high", "gain_p")
+P_OF = {"gain": "gain_p", "r": "p_permutation"}
+ERRORS = ("mean_r_error", "mean_gain_error")
 # below this highest r nothing is divided by it: r's own error, 0.03 for 982 pictures, grows fivefold there
 CEILING_FLOOR = 0.2
 
@@ -43,26 +46,29 @@ class Voxels:
         volume[tuple(self.xyz.T)] = values
         return volume
 
-    def inside(self, roi: str) -> np.ndarray:
-        """Which voxels (n_voxels,) bool lie in a stream, or in any ("all")."""
-        if roi == "all":
-            return np.isin(self.stream, range(1, 8))
-        return self.stream == STREAMS.index(roi) + 1
-
 
 @dataclass(frozen=True)
 class Model:
     """One encoding model's maps by name, (n_voxels,) each; ``layer`` and ``phase`` None for z_v.
 
     Maps: what the cell holds (``MAPS`` or ``JOINT_MAPS``), and of these ``q`` of p_permutation,
-    ``q_gaussian``, ``r_over_ceiling``; of joint models also ``gain_p``, ``gain_q``.
+    ``q_gaussian``, ``r_over_ceiling``; of joint models also ``gain_q``. ``errors``:
+    ``mean_r_error`` and of joint models ``mean_gain_error``, (ROIS,) standard errors over pictures.
     """
 
     feature: str
     layer: int | None
     phase: str | None
     maps: dict[str, np.ndarray]
+    errors: dict[str, np.ndarray]
     edge_share: float
+
+
+def inside(stream: np.ndarray, roi: str) -> np.ndarray:
+    """Which voxels (n_voxels,) bool lie in a stream, or in any ("all")."""
+    if roi == "all":
+        return np.isin(stream, range(1, 8))
+    return stream == STREAMS.index(roi) + 1
 
 
 def read_voxels(out: Path, subject: int) -> Voxels:
@@ -97,7 +103,13 @@ def read_models(out: Path, subject: int, layers: list[int], voxels: Voxels) -> I
                 wanted = JOINT_MAPS if feature == "joint" else MAPS
                 maps = {key: _map(file[name], key, len(voxels.stream), path) for key in wanted}
                 maps |= derived(maps, voxels.ceiling)
-                yield Model(feature, layer, phase, maps, float(file[name].attrs["edge_share"]))
+                errors = {
+                    key: _map(file[name], key, len(ROIS), path)
+                    for key in ERRORS
+                    if feature == "joint" or key == "mean_r_error"
+                }
+                share = float(file[name].attrs["edge_share"])
+                yield Model(feature, layer, phase, maps, errors, share)
 
 
 def derived(maps: dict[str, np.ndarray], ceiling: np.ndarray) -> dict[str, np.ndarray]:
@@ -112,47 +124,36 @@ def derived(maps: dict[str, np.ndarray], ceiling: np.ndarray) -> dict[str, np.nd
         "r_over_ceiling": maps["r"] / np.where(ceiling >= CEILING_FLOOR, ceiling, np.nan),
     }
     if "gain" in maps:
-        found["gain_p"] = gain_p(maps["gain"], maps["gain_low"], maps["gain_high"])
-        found["gain_q"] = fdr(found["gain_p"])[1]
+        found["gain_q"] = fdr(maps["gain_p"])[1]
     return {name: values.astype(np.float32) for name, values in found.items()}
 
 
-def gain_p(gain: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """One-sided p (t,) float64 of a gain in R2 that is not above 0: of joint models that add nothing.
+def best_layer(models: list[Model], by: str = "gain") -> tuple[np.ndarray, np.ndarray]:
+    """The layer of each voxel's best joint model, and q of there being any, (n_voxels,) float64 each.
 
-    Approximate: normal, with the standard error that the 95 % bootstrap interval over pictures has.
-    1 where every resample gives the same and the gain is not above 0; NaN stays NaN.
-    """
-    from scipy.stats import norm
-
-    gain, low, high = (np.asarray(x, dtype=np.float64) for x in (gain, low, high))
-    error = (high - low) / (2 * norm.ppf(0.975))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        p = norm.sf(gain / error)
-    return np.where((error == 0) & (gain <= 0), 1.0, p)
-
-
-def best_layer(models: list[Model]) -> tuple[np.ndarray, np.ndarray]:
-    """The layer of each voxel's highest gain over z_v, and q of that gain, (n_voxels,) float64 each.
-
-    NaN where no gain is known. The best of many gains flatters itself: its p is multiplied by the
-    number of models (Bonferroni), then Benjamini-Hochberg over the voxels.
+    ``by`` "gain": the highest gain over z_v, and whether any model adds; "r": the highest r, and whether
+    any model predicts at all, as the paper has it. NaN where neither is known. The best of many
+    flatters itself, so q is not of that one but of all of the voxel's models together: Simes' p, of "none
+    does", which costs little where models that are alike agree; then Benjamini-Hochberg over the voxels.
     """
     joint = [model for model in models if model.feature == "joint"]
-    gains = np.stack([model.maps["gain"] for model in joint])  # (models, n_voxels)
-    at = np.where(np.isfinite(gains), gains, -np.inf).argmax(0)
+    values = np.stack([model.maps[by] for model in joint])  # (models, n_voxels)
+    p = np.stack([model.maps[P_OF[by]] for model in joint]).astype(np.float64)
+    known = np.isfinite(values) & np.isfinite(p)
+    at = np.where(known, values, -np.inf).argmax(0)
     layer = np.array([float(model.layer or 0) for model in joint])[at]
-    p = np.stack([model.maps["gain_p"] for model in joint])[at, np.arange(len(at))]
-    known = np.isfinite(gains).any(0)
-    p = np.where(known, np.minimum(p.astype(np.float64) * len(joint), 1.0), np.nan)
-    return np.where(known, layer, np.nan), fdr(p)[1]
+    # Benjamini-Hochberg's smallest q among p of one hypothesis is Simes' p
+    simes = false_discovery_control(np.where(known, p, 1.0), axis=0).min(0)
+    anywhere = known.any(0)
+    return np.where(anywhere, layer, np.nan), fdr(np.where(anywhere, simes, np.nan))[1]
 
 
-def _map(group: Any, key: str, n_voxels: int, path: Path) -> np.ndarray:
-    if key not in group or group[key].shape != (n_voxels,):
+def _map(group: Any, key: str, length: int, path: Path) -> np.ndarray:
+    if key not in group or group[key].shape != (length,):
         found = group[key].shape if key in group else "nothing"
+        kind = "the streams and all" if key in ERRORS else "the voxels of the prepare stage"
         raise DataError(
-            f"{path}: {group.name}/{key}: found {found}, expected ({n_voxels},), the voxels of the "
-            "prepare stage; run the encode stage again"
+            f"{path}: {group.name}/{key}: found {found}, expected ({length},), {kind}; run the encode "
+            "stage again, with --force"
         )
     return group[key][:]

@@ -9,7 +9,7 @@
     maps/subj01/fsaverage/lh.z_B_mid_r.mgz        (163842, 1, 1, layers)
     maps/subj01/fsaverage5/lh.z_B_r.func.gii      (10242,), significant vertices, for the figures
 
-Four subjects with 13 layers: 550 files, 550 MB.
+Four subjects with 13 layers: 500 files, 300 MB.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import nibabel as nib
 import numpy as np
 
 from nsdcap.config import PHASES
-from nsdcap.encoded import CEILING_FLOOR, Model, Voxels
+from nsdcap.encoded import CEILING_FLOOR, Model, Voxels, best_layer
 from nsdcap.errors import DataError
 
 ALPHA = 0.05  # of the false discovery rate
@@ -45,16 +45,21 @@ STATISTICS: dict[str, tuple[str, str, str]] = {
     "gain": ("gain", SHARE, "R2(z_v and z_B) - R2(z_v), test pictures"),
     "gain_low": ("gain_low", SHARE, "2.5 % point of the gain, bootstrap over pictures"),
     "gain_high": ("gain_high", SHARE, "97.5 % point of the gain, bootstrap over pictures"),
-    "gain_p": ("gain_p", "probability", "of a gain not above 0, normal with the bootstrap's error"),
+    "gain_p": ("gain_p", "probability", "of a gain not above 0: paired t of squared errors"),
     "gain_q": ("gain_q", "false discovery rate", "Benjamini-Hochberg over the voxels of this map"),
 }  # fmt: skip
 ALONE: dict[str, tuple[str, str]] = {
     "ceiling": ("Pearson r", "the highest r there can be, sqrt(noise ceiling)"),
     "best_layer": ("BERT layer", f"of the highest gain, where best_layer_q is below {ALPHA}"),
-    "best_layer_q": ("false discovery rate", "of the highest gain, corrected for picking it"),
+    "best_layer_q": ("false discovery rate", "of a gain in any layer and phase (Simes)"),
+    "best_layer_r": (
+        "BERT layer",
+        f"of the highest joint r, where best_layer_r_q is below {ALPHA}",
+    ),
+    "best_layer_r_q": ("false discovery rate", "of the joint r in any layer and phase (Simes)"),
 }
 VOLUME_ONLY = ("p", "gain_low", "gain_high", "gain_p")
-SHOWN = ("z_v_r", "z_B_r", "gain", "best_layer")  # thresholded on fsaverage5
+SHOWN = ("z_v_r", "z_B_r", "gain", "best_layer", "best_layer_r")  # thresholded on fsaverage5
 
 
 @dataclass(frozen=True)
@@ -84,8 +89,8 @@ class Fixed:
     phase: str = "mid"
 
 
-def maps_of(models: list[Model], voxels: Voxels, best: np.ndarray, best_q: np.ndarray) -> list[Map]:
-    """Every map of a subject; ``best`` and ``best_q`` (n_voxels,) as ``encoded.best_layer`` gives them.
+def maps_of(models: list[Model], voxels: Voxels) -> list[Map]:
+    """Every map of a subject, of all its models.
 
     Memory: as much as ``models`` hold again, 60 MB for 15,000 voxels and 79 models.
     """
@@ -106,12 +111,11 @@ def maps_of(models: list[Model], voxels: Voxels, best: np.ndarray, best_q: np.nd
                     f"{stem}_{statistic}", feature, phase, statistic, unit, meaning, layers, values
                 )
             )
-    with np.errstate(invalid="ignore"):
-        single = {
-            "ceiling": voxels.ceiling,
-            "best_layer": np.where(best_q < ALPHA, best, np.nan),
-            "best_layer_q": best_q,
-        }
+    single = {"ceiling": voxels.ceiling}
+    for name, by in (("best_layer", "gain"), ("best_layer_r", "r")):
+        best, q = best_layer(models, by)
+        with np.errstate(invalid="ignore"):
+            single |= {name: np.where(q < ALPHA, best, np.nan), f"{name}_q": q}
     for name, values in single.items():
         feature = "" if name == "ceiling" else "joint"
         found.append(_map(name, feature, None, name, *ALONE[name], (), values))
@@ -179,7 +183,7 @@ def write_surfaces(
         for hemi in HEMIS:
             few = rows[hemi][:, :FSAVERAGE5]
             values = at_vertices(_column(one, column), few, _reduction(one.statistic))
-            if shown != "best_layer":  # it is NaN elsewhere already
+            if not shown.startswith("best_layer"):  # they are NaN elsewhere already
                 q, column = _resolve(by_name, _q_of(shown), fixed)
                 with np.errstate(invalid="ignore"):
                     hit = at_vertices(_column(q, column), few, "largest") < ALPHA
@@ -241,8 +245,8 @@ def read_volume(target: Path, about: dict[str, Any], subject: int, name: str) ->
     """A map (X, Y, Z) float64 by the name that figures use; NaN outside.
 
     ``name``: z_v_r, z_v_q, z_B_r, z_B_q, gain, gain_q (the last four at the layer and phase of
-    run.json's ``z_B_map``), best_layer, best_layer_q, ceiling. ``about``: run.json. Raises DataError
-    where the file is missing.
+    run.json's ``z_B_map``), best_layer, best_layer_r (the same by r), either with _q, ceiling.
+    ``about``: run.json. Raises DataError where the file is missing.
     """
     fixed = Fixed(about["z_B_map"]["state"], about["z_B_map"]["phase"])
     stem, of_layer = _stem(name, fixed)
@@ -282,9 +286,9 @@ def _place(subject: int) -> str:
 
 
 def _reduction(statistic: str) -> str:
-    if statistic == "best_layer":
-        return "median"  # no mean of layers
-    return "largest" if statistic.endswith("q") else "mean"
+    if statistic.endswith("q"):
+        return "largest"
+    return "median" if statistic.startswith("best_layer") else "mean"  # no mean of layers
 
 
 def _q_of(shown: str) -> str:

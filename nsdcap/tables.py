@@ -14,10 +14,10 @@ from nsdcap.errors import DataError
 from nsdcap.paths import Cell, artefact
 from nsdcap.stats import bootstrap_ci
 
-SHUFFLES, FEW_SHUFFLES, BOOTSTRAPS, SEED = 200, 50, 1000, 0
+SHUFFLES, FEW_SHUFFLES, BOOTSTRAPS, SEED = 1000, 50, 1000, 0
 SCORE_COLUMNS = (
     "subject", "arm", "metric", "definition", "value", "ci_low", "ci_high", "chance_mean",
-    "chance_sd", "n",
+    "chance_sd", "n", "n_shuffles", "note",
 )  # fmt: skip
 DECODING_COLUMNS = (
     "subject", "latent", "n_targets", "alpha_median", "alpha_low", "alpha_high", "edge_share",
@@ -55,13 +55,23 @@ def decoding_rows(out: Path, subject: int) -> list[dict]:
 
 
 def score_row(
-    subject: int, arm: str, metric: str, definition: str, n: int, numbers: Sequence[float]
+    subject: int,
+    arm: str,
+    metric: str,
+    definition: str,
+    n: int,
+    numbers: Sequence[float],
+    n_shuffles: int | None = None,
+    note: str = "",
 ) -> dict[str, Any]:
-    """A row of a table of scores; ``numbers`` are the columns from value to chance_sd, some or all."""
+    """A row of a table of scores; ``numbers`` are the columns from value to chance_sd, some or all.
+
+    ``n_shuffles``: of the pictures, that chance is from. ``note``: why there is no value.
+    """
     names = ("value", "ci_low", "ci_high", "chance_mean", "chance_sd")
     row: dict[str, Any] = dict(zip(names, numbers, strict=False))
     row |= {"subject": subject, "arm": arm, "metric": metric, "definition": definition, "n": n}
-    return row
+    return row | {"n_shuffles": n_shuffles, "note": note}
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float, float]:

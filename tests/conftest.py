@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ def tiny_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("nsd")
     write_tree(root, seed=3, subjects=(1, 2), sessions=2, nifti=True, log=lambda line: None)
     return root
+
+
+@pytest.fixture(scope="module")
+def no_java() -> Iterator[None]:
+    """A PATH without a Java."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        yield
 
 
 @pytest.fixture

@@ -11,16 +11,21 @@ import nibabel as nib
 import numpy as np
 import pytest
 import sacrebleu
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, ttest_1samp
 from statsmodels.stats.multitest import fdrcorrection
 
 from nsdcap.aggregate import aggregate
-from nsdcap.config import dump, load
+from nsdcap.config import ARMS, dump, load
 from nsdcap.errors import DataError
-from nsdcap.metrics.pictures import pixcorr
+from nsdcap.metrics.captions import COCO_METRICS
+from nsdcap.metrics.clip import METRICS as CLIP_METRICS
+from nsdcap.metrics.peers import BACKBONE_METRICS, METRICS, PIXEL_METRICS
 from nsdcap.metrics.similarity import wins
 from nsdcap.paths import config_file
 from nsdcap.plots_cortex import open_run
+
+# scores by Java have tests of their own
+pytestmark = pytest.mark.usefixtures("no_java")
 
 SUBJECTS, STATES, N_TEST, SIDE, SAMPLES, D = [1, 2], [0, 1, 2], 12, 16, 2, 8
 SHAPE = (10, 8, 6)
@@ -51,6 +56,7 @@ def planted_maps(r: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarra
     return {
         "r": known, "p_permutation": p, "p_gaussian": np.minimum(p * 1.3, 1),
         "p_fwe": np.minimum(p * 50, 1), "alpha": np.full(len(r), 2.154),
+        "mean_r_error": np.linspace(0.01, 0.02, 8),
     }  # fmt: skip
 
 
@@ -65,7 +71,7 @@ def write_run(
     rng = np.random.default_rng(11)
     pictures = rng.integers(0, 256, (n, SIDE, SIDE, 3), dtype=np.uint8)
     clip_shown = unit(rng.normal(size=(n, D)))
-    for stage in ("prepare", "encode", "caption", "decode", "reconstruct"):
+    for stage in ("prepare", "encode", "caption", "decode", "reconstruct", "compare"):
         (out / stage).mkdir(parents=True, exist_ok=True)
     config_file(out).write_text(dump(load()))
     for subject in subjects:
@@ -85,6 +91,8 @@ def write_run(
                     joint = planted_maps(np.where(early, 0.5, 0.4), rng)
                     joint |= {"ratio": np.ones(len(stream)), "gain": gain}
                     joint |= {"gain_low": gain - 0.02, "gain_high": gain + 0.02}
+                    joint["gain_p"] = norm.sf(gain / 0.01)
+                    joint["mean_gain_error"] = np.full(8, 0.003)
                     write_maps(file, f"joint_{phase}", joint)
         (out / f"caption/{name}.json").write_text(json.dumps(caption_file(subject, n)))
         with h5py.File(out / f"decode/{name}.h5", "w") as file:
@@ -111,6 +119,29 @@ def write_run(
                 file[arm] = np.clip(shown + spread, 0, 255).astype(np.uint8)
                 base = clip_shown[:, None] if many else clip_shown
                 file[f"clip_{arm}"] = unit(base + noise * rng.normal(size=(*shape, D)))
+        write_compared(out / f"compare/{name}.h5", n, rng)
+
+
+def write_compared(path: Path, n: int, rng: np.random.Generator) -> None:
+    """Pixels' and Inception's scores in the order of the arms' noise; other networks were not to be had."""
+    networks = [
+        metric.key
+        for key, some in BACKBONE_METRICS.items()
+        if key != "inception"
+        for metric in some
+    ]
+    with h5py.File(path, "w") as file:
+        file["nsd_id"] = np.arange(n) + 100
+        file.attrs["not_computed"] = json.dumps({key: "no such file" for key in networks})
+        for arm, level, samples in (
+            ("caption", 0.7, SAMPLES),
+            ("direct", 0.5, SAMPLES),
+            ("coarse", 0.3, 1),
+        ):
+            for metric in (*PIXEL_METRICS, *BACKBONE_METRICS["inception"]):
+                values = level + 0.02 * rng.normal(size=(n, samples))
+                file[f"{arm}/{metric.key}"] = values.astype("f4")
+                file[f"{arm}/{metric.key}"].attrs["chance"] = 0.05
 
 
 def write_prepare(
@@ -127,7 +158,9 @@ def write_prepare(
             file[key] = voxels[key]
         file["noise_ceiling"] = np.full(len(voxels["xyz"]), 0.36, dtype="f4")
         file["nsd_id_train"] = np.arange(600)
-        file.attrs.update(shape=voxels["shape"], subject=subject)
+        file["nsd_id_test"] = np.arange(N_TEST) + 100
+        file["repeats_test"] = np.full(N_TEST, 3)
+        file.attrs.update(shape=voxels["shape"], subject=subject, sessions=[1, 2, 3])
     return voxels["stream"]
 
 
@@ -149,10 +182,17 @@ def caption_file(subject: int, n: int = N_TEST) -> dict:
             "picture": text,
             "nearest": truth[(i + 1) % n] if i % 2 else text,
             "references": [text.capitalize() + ".", f"There is a {things[i % 3]} on a {places[i % 4]}."],
-            "clip": {"brain": 0.30 + 0.001 * i, "brain_gain": 0.31, "picture": 0.4, "nearest": 0.305},
+            "clip": {
+                metric: {"brain": 0.30 + 0.001 * i, "brain_gain": 0.31, "picture": 0.4, "nearest": 0.305}
+                for metric in CLIP_METRICS
+            },
         }  # fmt: skip
     arms = ["brain", "brain_gain", "picture", "nearest"]
-    return {"subject": subject, "arms": arms, "captions": captions}
+    chance = {metric: {arm: [0.21, 0.004] for arm in arms} for metric in CLIP_METRICS}
+    return {
+        "subject": subject, "arms": arms, "captions": captions, "clip_model": "a-clip",
+        "clip_shuffles": 1000, "clip_chance": chance,
+    }  # fmt: skip
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -217,6 +257,39 @@ def test_every_model_has_every_roi(done):
     assert all(int(row["n_nan"]) == 2 for row in rows if row["roi"] in ("all", "early"))
 
 
+def test_rows_over_subjects_are_means_with_t_intervals(done):
+    rows = read_csv(done[1] / "tables/encoding.csv")
+    group = read_csv(done[1] / "tables/encoding_group.csv")
+    assert len(group) == len(rows) / len(SUBJECTS)
+    for feature, layer, phase in (("z_v", "", ""), ("joint", 2, "mid")):
+        wanted = {"roi": "parietal", "feature": feature, "layer": layer, "phase": phase}
+        each = [pick(rows, subject=subject, **wanted) for subject in SUBJECTS]
+        row = pick(group, **wanted)
+        assert row["n_subjects"] == "2"
+        for name in ("n_voxels", "n_significant"):
+            assert int(row[name]) == sum(int(own[name]) for own in each)
+        for mean, low, high in (
+            ("mean_r", "ci_low", "ci_high"), ("mean_gain", "gain_ci_low", "gain_ci_high"),
+        ):  # fmt: skip
+            if row[mean]:
+                values = [float(own[mean]) for own in each]
+                expected = ttest_1samp(values, 0).confidence_interval()
+                assert float(row[mean]) == pytest.approx(np.mean(values), rel=1e-4)
+                assert [float(row[low]), float(row[high])] == pytest.approx(expected, rel=1e-3)
+    assert pick(group, roi="all", feature="z_v")["mean_gain"] == ""
+
+
+def test_intervals_are_the_cells_errors_over_pictures(done):
+    """Planted: errors of mean r from 0.01 (the early stream) to 0.02 (all), of mean gain 0.003."""
+    rows = read_csv(done[1] / "tables/encoding.csv")
+    for roi, error in (("early", 0.01), ("all", 0.02)):
+        row = pick(rows, subject=1, roi=roi, feature="joint", layer=2, phase="mid")
+        mean, low, high = (float(row[name]) for name in ("mean_r", "ci_low", "ci_high"))
+        assert [low, high] == pytest.approx([mean - 1.96 * error, mean + 1.96 * error], abs=1e-5)
+        gain, low, high = (float(row[n]) for n in ("mean_gain", "gain_ci_low", "gain_ci_high"))
+        assert [low, high] == pytest.approx([gain - 0.00588, gain + 0.00588], abs=1e-5)
+
+
 def test_maps_lie_in_the_subjects_volume(done):
     out, target = done
     with h5py.File(out / "prepare/subj01.h5") as file:
@@ -254,9 +327,9 @@ def test_surfaces_only_where_there_are_transforms(done):
     assert json.loads((target / "run.json").read_text())["on_surface"] == [1]
     found = sorted((target / "maps").rglob("*.gii"))
     assert [path.name for path in found if path.name.startswith("lh")] == [
-        f"lh.{name}.func.gii" for name in ("best_layer", "gain", "z_B_r", "z_v_r")
+        f"lh.{name}.func.gii" for name in ("best_layer", "best_layer_r", "gain", "z_B_r", "z_v_r")
     ]
-    assert len(found) == 8
+    assert len(found) == 10
     assert all("subj01" in str(path) for path in found)
     image = nib.load(target / "maps/subj01/fsaverage5/lh.z_v_r.func.gii")
     assert image.darrays[0].data.shape == (10242,)
@@ -294,21 +367,26 @@ def test_captions_carry_definition_interval_and_chance(done):
         assert 0 < float(row["chance_mean"]) < 100
         assert float(row["chance_sd"]) > 0
     assert all("BLEU" in row["definition"] for row in rows if "BLEU" in row["metric"])
-    assert float(pick(rows, subject=1, arm="picture", metric="BLEU-4 coco-like")["value"]) > 99
+    for metric in COCO_METRICS:
+        row = pick(rows, subject=1, arm="picture", metric=metric)
+        assert (row["value"], row["n"], row["note"]) == (
+            "",
+            "12",
+            "needs Java: no java on the PATH",
+        )
     won = pick(rows, subject=1, arm="brain", metric="CLIP wins over nearest")
-    share = wins(np.array([e["clip"]["brain"] for e in entries]), np.full(N_TEST, 0.305))
+    share = wins(
+        np.array([e["clip"]["CLIP cosine"]["brain"] for e in entries]), np.full(N_TEST, 0.305)
+    )
     assert float(won["value"]) == pytest.approx(share.value, rel=1e-5)
-    assert pick(rows, subject=1, arm="brain", metric="CLIP cosine")["chance_mean"] == ""
-
-
-def test_chance_of_the_cosine_is_taken_where_the_caption_stage_kept_it(tmp_path):
-    write_run(tmp_path, [1], [0])
-    path = tmp_path / "caption/subj01.json"
-    content = json.loads(path.read_text()) | {"clip_chance": {"brain": [0.21, 0.004]}}
-    path.write_text(json.dumps(content))
-    aggregate(tmp_path, tmp_path / "t", [1], [0], log=lambda line: None)
-    row = pick(read_csv(tmp_path / "t/tables/captions.csv"), arm="brain", metric="CLIP cosine")
-    assert (row["chance_mean"], row["chance_sd"]) == ("0.21", "0.004")
+    for metric in CLIP_METRICS:
+        row = pick(rows, subject=1, arm="brain", metric=metric)
+        assert (row["chance_mean"], row["chance_sd"], row["n_shuffles"]) == (
+            "0.21",
+            "0.004",
+            "1000",
+        )
+        assert "by a-clip" in row["definition"]
 
 
 def test_pictures_are_the_planted_order(done):
@@ -319,7 +397,6 @@ def test_pictures_are_the_planted_order(done):
             file["clip_shown"][:],
             {a: file[f"clip_{a}"][:] for a in ("caption", "direct")},
         )
-        pixels = pixcorr(file["shown"][:], file["coarse"][:])
     cosine = {
         arm: np.einsum("nd,nsd->ns", shown, x).mean(1).astype(float) for arm, x in parts.items()
     }
@@ -333,11 +410,45 @@ def test_pictures_are_the_planted_order(done):
         for arm in ("caption", "direct", "coarse")
     }
     assert scores["caption"] > scores["direct"] > scores["coarse"]
-    row = pick(rows, subject=1, arm="coarse", metric="PixCorr")
-    assert float(row["value"]) == pytest.approx(pixels.mean(), rel=1e-4)
-    assert abs(float(row["chance_mean"])) < 0.1
     names = {row["metric"] for row in rows}
     assert {"two-way among shown", "two-way among predicted"} <= names
+    similar = pick(rows, subject=1, arm="caption", metric="CLIP similarity")
+    every = np.einsum("nd,msd->nm", shown, parts["caption"]).astype(float) / SAMPLES
+    assert float(similar["value"]) == pytest.approx(np.diag(every).mean(), rel=1e-5)
+    assert float(similar["chance_mean"]) == pytest.approx(every.mean(), abs=0.03)
+    assert similar["n_shuffles"] == "1000"
+
+
+def test_what_the_compare_stage_scored_and_could_not_is_in_the_table(done):
+    out, target = done
+    rows = read_csv(target / "tables/pictures.csv")
+    for metric in METRICS:
+        found = {arm: pick(rows, subject=2, arm=arm, metric=metric.name) for arm in ARMS}
+        assert all(row["definition"].startswith(metric.definition) for row in found.values())
+        if metric in PIXEL_METRICS or metric.key.startswith("inception"):
+            with h5py.File(out / "compare/subj02.h5") as file:
+                for arm, row in found.items():
+                    each = file[f"{arm}/{metric.key}"][:].mean(1)
+                    assert float(row["value"]) == pytest.approx(each.mean(), rel=1e-5)
+                    assert float(row["ci_low"]) < each.mean() < float(row["ci_high"])
+                    assert (row["n"], row["note"]) == (str(N_TEST), "")
+            chance = 0.5 if metric.name.startswith("two-way") else 0.05
+            assert {float(row["chance_mean"]) for row in found.values()} == {chance}
+        else:
+            assert {row["value"] for row in found.values()} == {""}
+            assert {row["note"] for row in found.values()} == {"not computed: no such file"}
+
+
+def test_pictures_without_a_score_are_left_out_and_told(tmp_path):
+    write_run(tmp_path, [1], [0])
+    with h5py.File(tmp_path / "compare/subj01.h5", "a") as file:
+        values = file["caption/pixcorr"][:]
+        file["caption/pixcorr"][2, 0] = np.nan
+    aggregate(tmp_path, tmp_path / "t", [1], [0], log=lambda line: None)
+    row = pick(read_csv(tmp_path / "t/tables/pictures.csv"), arm="caption", metric="PixCorr")
+    expected = np.delete(values, 2, axis=0).mean()
+    assert float(row["value"]) == pytest.approx(expected, rel=1e-5)
+    assert (row["n"], row["note"][:21]) == (str(N_TEST - 1), "1 pictures left out, ")
 
 
 def test_decoding(done):
@@ -400,10 +511,32 @@ def other_voxels(out: Path) -> None:
         file["z_v/r"] = np.zeros(5)
 
 
+def lost_score(out: Path) -> None:
+    content = caption_file(1)
+    del content["captions"]["103"]["clip"]["CLIP-S"]["brain"]
+    (out / "caption/subj01.json").write_text(json.dumps(content))
+
+
+def older_captions(out: Path) -> None:
+    content = caption_file(1)
+    del content["clip_model"]
+    (out / "caption/subj01.json").write_text(json.dumps(content))
+
+
 def lost_arm(out: Path) -> None:
     content = caption_file(1)
     del content["captions"]["103"]["nearest"]
     (out / "caption/subj01.json").write_text(json.dumps(content))
+
+
+def lost_metric(out: Path) -> None:
+    with h5py.File(out / "compare/subj01.h5", "a") as file:
+        del file["direct/ssim"]
+
+
+def scored_others(out: Path) -> None:
+    with h5py.File(out / "compare/subj01.h5", "a") as file:
+        file["nsd_id"][0] = 7
 
 
 def cut_json(out: Path) -> None:
@@ -421,6 +554,10 @@ def other_pictures(out: Path) -> None:
         (lost_group, "lacks joint_mid"),
         (other_voxels, r"z_v/r: found \(5,\), expected \(240,\)"),
         (lost_arm, "without an arm.*103"),
+        (lost_score, "without an arm.*103"),
+        (older_captions, "clip_model.*run the caption stage again"),
+        (lost_metric, "lacks direct/ssim; run the compare stage"),
+        (scored_others, "compare/subj01.h5: its pictures are not those"),
         (cut_json, "caption/subj01.json: broken"),
         (other_pictures, "12 pictures that are not the 5 captioned"),
     ],

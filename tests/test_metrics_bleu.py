@@ -83,24 +83,15 @@ def test_shuffled_statistics_equal_sacrebleu(corpus):
     rng = np.random.default_rng(5)
     for _ in range(4):
         order = rng.permutation(len(hypotheses))
-        found.append(bleu.bleu_of(counts, 4, columns=order))
+        found.append(bleu.bleu_of(counts, columns=order)[3])
         moved = [references[i] for i in order]
         expected.append(sacrebleu.corpus_bleu(hypotheses, streams(moved)).score)
         for i in (0, 7):
             one = sacrebleu.sentence_bleu(hypotheses[i], moved[i]).score
-            assert bleu.sentence_bleus(counts, 4, order)[i] == pytest.approx(one)
+            assert bleu.sentence_bleus(counts)[i, order[i]] == pytest.approx(one)
     assert found == pytest.approx(expected, abs=1e-9)
-    chance = shuffled(lambda p: bleu.bleu_of(counts, 4, columns=p), 60, 4, seed=5)
+    chance = shuffled(lambda p: bleu.bleu_of(counts, columns=p)[3], 60, 4, seed=5)
     assert chance == pytest.approx((np.mean(expected), np.std(expected, ddof=1)), abs=1e-9)
-
-
-def test_coco_like_ignores_case_and_punctuation():
-    score, definition = bleu.bleu(
-        ["a red ball lies on the beach"], [["A red ball, lies on the beach."]], style="coco-like"
-    )
-    assert score == pytest.approx(100.0)
-    assert "not its PTB tokenizer" in definition
-    assert bleu.bleu(["a red ball lies on the beach"], [["A red ball, lies on the beach."]])[0] < 90
 
 
 def test_shuffles_at_full_size_are_fast():
@@ -109,16 +100,18 @@ def test_shuffles_at_full_size_are_fast():
     references = [captions(5, rng, 8, 14) for _ in hypotheses]
     start = time.process_time()
     counts = bleu.bleu_counts(hypotheses, references)
-    mean, sd = shuffled(lambda p: bleu.bleu_of(counts, 4, columns=p), 982, 200, seed=0)
+    mean, sd = shuffled(lambda p: bleu.bleu_of(counts, columns=p)[3], 982, 200, seed=0)
     assert time.process_time() - start < 30
     assert sd > 0
-    assert mean == pytest.approx(bleu.bleu_of(counts, 4), abs=6 * sd)
+    assert mean == pytest.approx(bleu.bleu_of(counts)[3], abs=6 * sd)
 
 
 def test_interval_covers_the_score(corpus):
     counts = bleu.bleu_counts(*corpus)
-    low, high = bleu.bleu_interval(counts, 4, 200, seed=0)
-    assert low < bleu.bleu_of(counts, 4) < high
+    low, high = bleu.bleu_interval(counts, 200, seed=0)
+    scores = bleu.bleu_of(counts)
+    assert (low < scores).all()
+    assert (scores < high).all()
 
 
 def test_empty_caption_scores_nothing():

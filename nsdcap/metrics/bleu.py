@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from nsdcap.errors import UsageError
+from nsdcap.metrics.ngrams import at_least, grams
 
-# PTBTokenizer of coco-caption drops these; the other marks end at the split into words.
-_DROPPED = re.compile(r"[^a-z0-9'\- ]+")
-STYLES = ("sacrebleu", "coco-like")
+STYLES = ("sacrebleu", "coco")
+COCO = (
+    "corpus BLEU-{order}, 0 to 100: coco-caption's, of PTB tokens in lower case without punctuation, "
+    "not smoothed"
+)
 
 
 @dataclass(frozen=True)
 class BleuCounts:
-    """sacrebleu's sufficient statistics of every hypothesis i against every reference set j.
+    """The sufficient statistics of BLEU, of every hypothesis i against every reference set j.
 
     ``correct`` (order, n, n) int32: clipped n-gram matches; ``total`` (order, n): n-grams of i;
     ``length`` (n,): words of i; ``closest`` (n, n): length of j's reference closest to i's.
-    ``options``: sacrebleu's smoothing. ``definition``: what a score made of them is.
+    ``options``: its smoothing. ``definition``: what a score made of them is.
     """
 
     correct: np.ndarray
@@ -44,10 +45,9 @@ def bleu_counts(
     """Statistics from which any shuffle's or resample's BLEU is read off; memory order x n x n x 4 B.
 
     references: for each hypothesis its own list, of any length from 1. ``style``: "sacrebleu", its
-    defaults (tokenizer 13a, case kept, exponential smoothing); "coco-like", lower case without
-    punctuation and unsmoothed, which is close to coco-caption's PTB tokenizer but is not that
-    program. A pair's clipped matches min(h, r) are the sum over t >= 1 of [h >= t][r >= t], so all
-    pairs are one sparse matrix product per order, and exact.
+    defaults (tokenizer 13a, case kept, exponential smoothing); "coco", unsmoothed, of texts that are
+    coco-caption's tokens with blanks between them (``coco.tokenise``). All pairs' clipped matches
+    are one sparse matrix product per order, and exact.
 
     Raises
     ------
@@ -63,42 +63,38 @@ def bleu_counts(
         )
     if style not in STYLES:
         raise UsageError(f"BLEU: found style {style!r}, expected one of {', '.join(STYLES)}")
-    metric, definition = _metric(order, style, {len(refs) for refs in references})
-    hyp_words = [_words(metric, style, text) for text in hypotheses]
-    ref_words = [[_words(metric, style, text) for text in refs] for refs in references]
+    split: Callable[[str], list[str]]
+    if style == "coco":
+        split, options = str.split, {"smooth_method": "coco"}
+        definition = COCO.format(order=order)
+    else:
+        metric, definition = _sacrebleu(order, {len(refs) for refs in references})
+        options = {"smooth_method": metric.smooth_method, "smooth_value": metric.smooth_value}
+        split = lambda text: metric.tokenizer(text.rstrip()).split()  # noqa: E731
+    hyp_words = [split(text) for text in hypotheses]
+    ref_words = [[split(text) for text in refs] for refs in references]
     length = np.array([len(words) for words in hyp_words])
     correct = np.stack([_matches(hyp_words, ref_words, k) for k in range(1, order + 1)])
     total = np.stack([np.maximum(length - k, 0) for k in range(order)])
     closest = np.zeros((n, n), dtype=np.int32)
-    for j, words in enumerate(ref_words):
-        lengths = np.array(sorted({len(w) for w in words}))
+    for j, texts in enumerate(ref_words):
+        lengths = np.array(sorted({len(text) for text in texts}))
         closest[:, j] = lengths[np.abs(length[:, None] - lengths).argmin(1)]  # ties: the shorter
-    options = {
-        "smooth_method": metric.smooth_method,
-        "smooth_value": metric.smooth_value,
-    }
     return BleuCounts(correct, total, length, closest, options, definition)
 
 
 def bleu_of(
-    counts: BleuCounts,
-    order: int,
-    rows: np.ndarray | None = None,
-    columns: np.ndarray | None = None,
-) -> float:
-    """Corpus BLEU of hypotheses ``rows`` against reference sets ``columns``; by default each its own.
-
-    order: 1 to the order of the counts.
-    """
+    counts: BleuCounts, rows: np.ndarray | None = None, columns: np.ndarray | None = None
+) -> np.ndarray:
+    """Corpus BLEU of each order from 1, (order,) float64, of hypotheses ``rows`` against reference sets
+    ``columns``; by default each its own."""
     rows = np.arange(len(counts.length)) if rows is None else rows
     columns = rows if columns is None else columns
-    return _compute(
-        counts.correct[:order, rows, columns].sum(1),
-        counts.total[:order, rows].sum(1),
-        int(counts.length[rows].sum()),
-        int(counts.closest[rows, columns].sum()),
-        order,
-        counts.options,
+    correct, total = counts.correct[:, rows, columns].sum(1), counts.total[:, rows].sum(1)
+    length, closest = int(counts.length[rows].sum()), int(counts.closest[rows, columns].sum())
+    orders = range(1, len(correct) + 1)
+    return np.array(
+        [_compute(correct[:k], total[:k], length, closest, k, counts.options) for k in orders]
     )
 
 
@@ -114,32 +110,27 @@ def bleu(
     Source: Papineni et al. 2002; Post 2018 (sacrebleu).
     """
     counts = bleu_counts(hypotheses, references, order, style)
-    return bleu_of(counts, order), counts.definition
+    return float(bleu_of(counts)[-1]), counts.definition
 
 
-def sentence_bleus(
-    counts: BleuCounts, order: int = 4, columns: np.ndarray | None = None
-) -> np.ndarray:
-    """Sentence BLEU (n,) of each hypothesis against set ``columns`` (n,), by default its own.
+def sentence_bleus(counts: BleuCounts, order: int = 4) -> np.ndarray:
+    """Sentence BLEU (n, n), 0 to 100, of each hypothesis i against each reference set j.
 
     sacrebleu's sentence score: exponential smoothing, effective order (orders longer than the
     sentence are left out).
     """
-    n = len(counts.length)
-    columns = np.arange(n) if columns is None else columns
-    return np.array(
-        [
-            _compute(
-                counts.correct[:order, i, columns[i]],
-                counts.total[:order, i],
-                int(counts.length[i]),
-                int(counts.closest[i, columns[i]]),
-                order,
-                {"smooth_method": "exp", "effective_order": True},
-            )
-            for i in range(n)
-        ]
-    )
+    logs = np.zeros(counts.closest.shape)
+    halvings = np.zeros(counts.closest.shape)
+    for correct, total in zip(counts.correct[:order], counts.total[:order], strict=True):
+        halvings += correct == 0
+        found = np.where(correct > 0, correct, 0.5**halvings)
+        total = total[:, None]
+        logs += np.where(total > 0, np.log(found) - np.log(np.maximum(total, 1)), 0.0)
+    length = counts.length[:, None]
+    used = np.clip(length, 1, order)  # orders that the sentence is long enough for
+    brevity = np.minimum(1 - counts.closest / np.maximum(length, 1), 0)
+    any_match = counts.correct[0] > 0
+    return np.where(any_match, 100 * np.exp(logs / used + brevity), 0.0)
 
 
 def sentence_bleu_mean(
@@ -148,7 +139,8 @@ def sentence_bleu_mean(
     """Mean over hypotheses of sacrebleu's sentence BLEU, and its definition. Not comparable with
     corpus BLEU."""
     counts = bleu_counts(hypotheses, references, order)
-    return float(sentence_bleus(counts, order).mean()), sentence_definition(counts, order)
+    score = np.diagonal(sentence_bleus(counts, order)).mean()
+    return float(score), sentence_definition(counts, order)
 
 
 def sentence_definition(counts: BleuCounts, order: int) -> str:
@@ -158,75 +150,44 @@ def sentence_definition(counts: BleuCounts, order: int) -> str:
 
 
 def bleu_interval(
-    counts: BleuCounts, order: int, n_boot: int, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap over pictures of corpus BLEU: (low, high)."""
+    counts: BleuCounts, n_boot: int, seed: int, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap over pictures of corpus BLEU: low (order,), high (order,)."""
     rng = np.random.default_rng(seed)
     n = len(counts.length)
-    scores = [bleu_of(counts, order, rng.integers(0, n, n)) for _ in range(n_boot)]
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    scores = [bleu_of(counts, rng.integers(0, n, n)) for _ in range(n_boot)]
+    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
 
 
-def _metric(order: int, style: str, n_references: set[int]) -> tuple[Any, str]:
+def _sacrebleu(order: int, n_references: set[int]) -> tuple[Any, str]:
     """A sacrebleu metric and the words that a score made by it is printed with."""
     from sacrebleu.metrics import BLEU
 
-    if style == "coco-like":
-        metric = BLEU(lowercase=True, tokenize="none", smooth_method="none", max_ngram_order=order)
-        note = ", punctuation removed (close to coco-caption, not its PTB tokenizer)"
-    else:
-        metric, note = BLEU(max_ngram_order=order), ""
+    metric = BLEU(max_ngram_order=order)
     metric.num_refs = n_references.pop() if len(n_references) == 1 else -1
-    return metric, f"corpus BLEU-{order}: sacrebleu {metric.get_signature()}{note}"
-
-
-def _words(metric: Any, style: str, text: str) -> list[str]:
-    if style == "coco-like":
-        return _DROPPED.sub(" ", text.lower()).split()
-    return metric.tokenizer(text.rstrip()).split()
+    return metric, f"corpus BLEU-{order}: sacrebleu {metric.get_signature()}"
 
 
 def _matches(hypotheses: list[list[str]], references: list[list[list[str]]], k: int) -> np.ndarray:
     """Clipped matches of k-grams, (n, n) int32."""
-    columns: dict[tuple, int] = {}
-    counted = [_grams(words, k) for words in hypotheses]
-    left = _indicator(counted, columns, grow=True)
+    columns: dict = {}
+    left = at_least([grams(words, k) for words in hypotheses], columns, grow=True)
     best = []
     for texts in references:
         most: Counter = Counter()
         for words in texts:
-            most |= _grams(words, k)
+            most |= grams(words, k)
         best.append(most)
-    right = _indicator(best, columns, grow=False)
+    right = at_least(best, columns, grow=False)
     return (left @ right.T).toarray().astype(np.int32)
-
-
-def _grams(words: list[str], k: int) -> Counter:
-    return Counter(tuple(words[i : i + k]) for i in range(len(words) - k + 1))
-
-
-def _indicator(counts: list[Counter], columns: dict[tuple, int], grow: bool) -> sparse.csr_matrix:
-    """Rows of [count >= t] for each (gram, t); ``columns`` numbers them and grows if asked to."""
-    at: list[int] = []
-    ends = [0]
-    for counter in counts:
-        for gram, count in counter.items():
-            for t in range(1, count + 1):
-                key = (gram, t)
-                if grow:
-                    at.append(columns.setdefault(key, len(columns)))
-                elif key in columns:
-                    at.append(columns[key])
-        ends.append(len(at))
-    # without a single gram scipy still wants one column
-    shape = (len(counts), max(len(columns), 1))
-    return sparse.csr_matrix((np.ones(len(at), dtype=np.int32), at, ends), shape=shape)
 
 
 def _compute(
     correct: np.ndarray, total: np.ndarray, length: int, closest: int, order: int, options: dict
 ) -> float:
+    if options["smooth_method"] == "coco":
+        return _coco(correct, total, length, closest, order)
     from sacrebleu.metrics import BLEU
 
     result = BLEU.compute_bleu(
@@ -238,3 +199,10 @@ def _compute(
         **options,
     )
     return float(result.score)
+
+
+def _coco(correct: np.ndarray, total: np.ndarray, length: int, closest: int, order: int) -> float:
+    """As coco-caption's bleu_scorer.py, with its small numbers in place of smoothing; times 100."""
+    product = float(np.prod((correct + 1e-15) / (total + 1e-9)))
+    ratio = (length + 1e-15) / (closest + 1e-9)
+    return 100 * product ** (1 / order) * (np.exp(1 - 1 / ratio) if ratio < 1 else 1.0)
