@@ -68,7 +68,7 @@ def significant(run: Run, subject: int, feature: str) -> np.ndarray:
 def shown_volume(run: Run, subject: int, name: str) -> np.ndarray:
     """A map's significant voxels, (X, Y, Z), NaN elsewhere."""
     values = run.volume(subject, name)
-    if name == "best_layer":  # is only where it is significant
+    if name.startswith("best_layer"):  # is only where it is significant
         return values
     return np.where(significant(run, subject, name.removesuffix("_r")), values, np.nan)
 
@@ -84,7 +84,7 @@ def gain_scale(run: Run) -> Scale:
 
 
 def best_layer_scale(run: Run) -> Scale:
-    """Of best_layer: a colour a layer."""
+    """Of best_layer and best_layer_r: a colour a layer."""
     states = run.about["states"]
     limits = (min(states) - 0.5, max(states) + 0.5)
     colours = _colours("magma").resampled(len(states))
@@ -111,20 +111,23 @@ def draw_cortex(run: Run) -> Iterator[tuple[Any, Figure]]:
 
 
 def draw_best_layers(run: Run) -> Iterator[tuple[Any, Figure]]:
-    """Figure 7: the BERT layer that adds most to z_v."""
+    """Figure 7: the BERT layer of the best joint model, by r as in the paper and by its gain over z_v."""
+    names = {"best_layer_r": "by r of z_v and z_B", "best_layer": "by gain over z_v"}
     scale = best_layer_scale(run)
-    total = {row["subject"]: row for row in run.table("layers") if row["roi"] == "all"}
-    counts = {
-        s: f"subject {s}: {total[str(s)]['n_significant']} of {total[str(s)]['n_voxels']} voxels"
-        for s in run.subjects
-    }
+    counts = {}
+    for s in run.subjects:
+        by_r, by_gain = (int(np.isfinite(run.volume(s, name)).sum()) for name in names)
+        counts[s] = (
+            f"subject {s}: by r {by_r}, by gain {by_gain} of {run.counts(s)['n_voxels']} voxels"
+        )
     text = (
-        "The BERT layer that adds most to z_v, {how}. Only voxels whose gain is significant (corrected "
-        "for picking the best model, FDR 0.05): {counts}. A single voxel's layer is unreliable."
+        "The BERT layer of the best joint model of z_v and z_B, all phases, {how}. By r, as in the paper: "
+        "its z_v counts in every layer, so differences are small. By gain: the layer that adds most to "
+        "z_v. Only voxels that are significant in any of the models (Simes over layers and phases, FDR "
+        "0.05): {counts}. A single voxel's layer is unreliable."
     )
-    alt = "Maps of the best BERT layer for each subject; means by stream are in the next figure."
-    views = {"fig7_best_layer": ("behind", "below", "flat")}
-    names = {"best_layer": "best BERT layer"}
+    alt = "Maps of the best BERT layer for each subject; means by stream are in the chart beside them."
+    views = {"fig7_best_layer": ("behind", "below"), "fig7_flat": ("flat",)}
     yield from _maps(run, Maps(7, names, scale, views, "fig7_volume", text, counts, alt))
 
 
@@ -136,7 +139,7 @@ def draw_gain(run: Run) -> Iterator[tuple[Any, Figure]]:
     text = (
         "What z_B adds to z_v: R² of the joint model less that of z_v alone, test pictures, layer "
         f"{where['state']}, {where['phase']} in the caption, fixed beforehand, "
-        "{how}. Only voxels whose gain is significant (bootstrap over pictures, FDR 0.05): {counts}."
+        "{how}. Only voxels whose gain is significant (paired t over pictures, FDR 0.05): {counts}."
     )
     alt = "Maps of the gain of z_B over z_v for each subject."
     views = {"fig8_gain": ("behind", "below", "flat")}

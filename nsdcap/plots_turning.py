@@ -45,7 +45,8 @@ def page(run: Run, subjects: list[int]) -> str:
         ("z_v_r", "z_v predicts", r_scale(run)),
         ("z_B_r", f"z_B predicts ({of_layer})", r_scale(run)),
         ("gain", f"what z_B adds to z_v ({of_layer})", gain_scale(run)),
-        ("best_layer", "best BERT layer", best_layer_scale(run)),
+        ("best_layer_r", "best BERT layer, by r of z_v and z_B", best_layer_scale(run)),
+        ("best_layer", "best BERT layer, by gain over z_v", best_layer_scale(run)),
     ]
     shown = []
     for name, title, scale in maps:

@@ -27,7 +27,7 @@ FILES = {
     "4": ["fig4_reconstructions", "figB1_subj01", "figB1_subj02"],
     "maps": ["fig5_cortex", "fig5_flat", "fig5_streams", "fig5_volume"],
     "6": ["fig6_layers"],
-    "7": ["fig7_best_layer", "fig7_streams", "fig7_volume"],
+    "7": ["fig7_best_layer", "fig7_flat", "fig7_streams", "fig7_volume"],
     "gain": ["fig8_gain", "fig8_volume"],
     "alpha": ["fig9_alpha"],
     "10": ["fig10_ceiling"],
@@ -371,7 +371,9 @@ def test_the_page_holds_every_map_in_the_palettes_levels(planted):
     text = plots_turning.page(planted, [1])
     data = json.loads(re.search(r"const data = (\{.*\})\n", text)[1])
     assert data["maps"][0]["title"] == "z_v predicts"
-    for one, name in zip(data["maps"], ("z_v_r", "z_B_r", "gain", "best_layer"), strict=True):
+    for one, name in zip(
+        data["maps"], ("z_v_r", "z_B_r", "gain", "best_layer_r", "best_layer"), strict=True
+    ):
         level = np.frombuffer(base64.b64decode(one["values"]["1"]), np.uint8)
         values = np.concatenate([planted.surface(1, name, hemi) for hemi in ("lh", "rh")])
         np.testing.assert_array_equal(level > 0, np.isfinite(values))
