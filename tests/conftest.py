@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from drawn_runs import drawn_run  # noqa: F401, a fixture
 from images import built_image, pulled_image, registry, tiny_image  # noqa: F401, fixtures
 from miniature_runs import launch_miniature
 from small_runs import one_thread, small_run  # noqa: F401, fixtures

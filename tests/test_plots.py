@@ -13,10 +13,9 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from test_aggregate import ADDS, STATES, SUBJECTS, FakeSurfaces, write_run
+from test_aggregate import ADDS, SUBJECTS
 
 from nsdcap import plots, plots_captions, plots_encoding, plots_mesh, plots_run, plots_turning
-from nsdcap.aggregate import aggregate
 from nsdcap.config import STREAMS
 from nsdcap.errors import DataError, UsageError
 from nsdcap.miniature import cortex
@@ -49,25 +48,23 @@ def quiet(line: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with all figures; subject 1 has a surface, subject 2 has none."""
-    folder = tmp_path_factory.mktemp("run")
-    write_run(folder)
-    aggregate(folder, folder / "aggregate", SUBJECTS, STATES, surfaces=FakeSurfaces(), log=quiet)
-    plots.draw(folder, folder / "aggregate", log=quiet)
-    return folder
+def out(drawn_run) -> Path:
+    return drawn_run
 
 
 @pytest.fixture(scope="module")
-def planted(tiny_tree, tmp_path_factory) -> plots_run.Run:
-    """A run of the miniature's subject 1 on its own cortex: z_v early, z_B higher, see ``write_run``."""
-    labels, affine = NSD(tiny_tree).roi(1)
-    xyz = np.argwhere(labels > 0)
-    voxels = {"xyz": xyz, "affine": affine, "shape": labels.shape, "stream": labels[tuple(xyz.T)]}
-    folder = tmp_path_factory.mktemp("run")
-    write_run(folder, [1], STATES, voxels)
-    aggregate(folder, folder / "aggregate", [1], STATES, surfaces=NSD(tiny_tree), log=quiet)
-    return plots_run.open_run(folder, folder / "aggregate")
+def planted(drawn_run) -> plots_run.Run:
+    return plots_run.open_run(drawn_run, drawn_run / "aggregate")
+
+
+def copied(out: Path, to: Path) -> Path:
+    """A copy whose results are links, to be removed but not written to; run.json and figures are its own."""
+    for name in ("caption", "prepare", "reconstruct", "aggregate"):
+        shutil.copytree(out / name, to / name, copy_function=lambda a, b: Path(b).symlink_to(a))
+    shutil.rmtree(to / "aggregate/figures")
+    (to / "aggregate/run.json").unlink()
+    shutil.copy(out / "aggregate/run.json", to / "aggregate/run.json")
+    return to / "aggregate"
 
 
 @pytest.mark.parametrize("figure", FILES)
@@ -101,13 +98,12 @@ def test_who_has_no_surface_is_drawn_in_the_volume_and_the_captions_say_so(out):
     for name in ("fig5_volume", "fig7_volume", "fig8_volume"):
         assert "transforms to the surface are missing for subject 2" in captions[name]
     assert "as the mean along" in captions["fig7_volume"]  # the highest layer would flatter
-    assert "of 240 voxels" in captions["fig5_cortex"]
+    about = json.loads((out / "aggregate/run.json").read_text())
+    assert f"of {about['counts']['1']['n_voxels']} voxels" in captions["fig5_cortex"]
 
 
-def test_a_stale_figure_goes_and_one_that_fails_stays(tmp_path, capsys):
-    write_run(tmp_path, [1], [0])
-    target = tmp_path / "aggregate"
-    aggregate(tmp_path, target, [1], [0], surfaces=FakeSurfaces(), log=quiet)
+def test_a_stale_figure_goes_and_one_that_fails_stays(out, tmp_path, capsys):
+    target = copied(out, tmp_path)
     plots.draw(tmp_path, target, ("gain", 4, "cortex"), quiet)
     folder = target / "figures"
     assert (folder / "cortex.html").exists()
@@ -161,10 +157,7 @@ def gone_captions(out: Path) -> None:
     ],
 )
 def test_what_is_missing_is_named(out, tmp_path, harm, figure, words):
-    for name in ("caption", "prepare", "reconstruct", "aggregate"):
-        shutil.copytree(
-            out / name, tmp_path / name, copy_function=lambda a, b: Path(b).symlink_to(a)
-        )
+    copied(out, tmp_path)
     harm(tmp_path)
     with pytest.raises(DataError, match=words):
         plots.draw(tmp_path, tmp_path / "aggregate", (figure,), quiet)
@@ -357,13 +350,13 @@ def test_charts_draw_the_planted_numbers(planted):
         np.testing.assert_allclose(lines["z_v"], np.where(early, 0.5, 0.3), atol=0.01)
         np.testing.assert_allclose(lines["z_B, layer 2, mid"], np.where(early, 0, 0.38), atol=0.01)
         run = planted
-        ceiling, r = [run.volume(1, "ceiling")], [run.volume(1, "z_v_r")]
-        means = plots_encoding.stream_means(run, ceiling, r)
+        ceiling, r = ([run.volume(s, name) for s in SUBJECTS] for name in ("ceiling", "z_v_r"))
+        means = plots_encoding.stream_means(run, list(ceiling), list(r))
         assert means["early"] == pytest.approx((0.6, 0.5), abs=0.01)
         assert means["parietal"] == pytest.approx((0.6, 0.3), abs=0.01)
         grid, shares, n = plots_encoding.alpha_shares(run.table("alphas"), "encode", "z_B")
-        assert grid[shares[0] == 1] == pytest.approx([2.154])
-        assert n == [9 * (run.counts(1)["n_voxels"] - 2)]
+        assert grid[shares[1] == 1] == pytest.approx([2.154])
+        assert n == [9 * (run.counts(s)["n_voxels"] - 2) for s in SUBJECTS]
         plt.close("all")
 
 

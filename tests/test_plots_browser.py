@@ -8,10 +8,6 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from test_aggregate import FakeSurfaces, write_run
-
-from nsdcap import plots
-from nsdcap.aggregate import aggregate
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -21,13 +17,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def page(tmp_path):
+def page(drawn_run, tmp_path):
     from selenium import webdriver
 
-    write_run(tmp_path, [1], [0, 1])
-    target = tmp_path / "aggregate"
-    aggregate(tmp_path, target, [1], [0, 1], surfaces=FakeSurfaces(), log=lambda line: None)
-    plots.draw(tmp_path, target, ("cortex",), lambda line: None)
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in (
@@ -40,7 +32,7 @@ def page(tmp_path):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     driver.set_window_size(700, 600)
-    driver.get((target / "figures/cortex.html").as_uri())
+    driver.get((drawn_run / "aggregate/figures/cortex.html").as_uri())
     yield driver
     driver.quit()
 
