@@ -24,8 +24,7 @@ def add(subparsers: Any) -> None:
         "captions",
         help="score captions against references",
         description="BLEU, METEOR, ROUGE-L, CIDEr, SPICE and, with --images and --clip, CLIP's scores, each "
-        "with its 95 %% interval over pictures and with chance, from shuffled pictures.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "with its 95 % interval over pictures and with chance, from shuffled pictures.",
     )
     parser.add_argument("hypotheses", type=Path, help='JSON: {"id": "caption", ...}')
     parser.add_argument("references", type=Path, help='JSON: {"id": ["caption", ...], ...}')
