@@ -13,6 +13,7 @@ import numpy as np
 from nsdcap import stats
 from nsdcap.config import PHASES, Config
 from nsdcap.devices import array_library
+from nsdcap.encoded import ROIS, inside
 from nsdcap.errors import DataError
 from nsdcap.features import open_features, rows_of
 from nsdcap.folds import Collapsed, collapse
@@ -22,6 +23,7 @@ from nsdcap.paths import Cell, artefact
 from nsdcap.ridge import Fit, edge_share, edge_warning, to_host
 from nsdcap.ridge_encode import encode_basis, encode_dual, encode_flops, encode_primal
 from nsdcap.ridge_joint import encode_joint
+from nsdcap.stats_means import mean_gain_error, mean_r_error
 
 Maps = dict[str, np.ndarray]  # of one model, by name
 
@@ -35,6 +37,7 @@ class Responses:
     train_ids: np.ndarray  # (n_pictures,) nsd_id, sorted
     test: np.ndarray  # (n_test, n_voxels) float32
     test_ids: np.ndarray  # (n_test,)
+    rois: np.ndarray  # (ROIS, n_voxels) bool: which voxels are in each
 
 
 def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> None:
@@ -44,7 +47,9 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
     a control for their numbers of features. With a layer: ``z_B_early``, ``z_B_mid``, ``z_B_late``
     from BERT's hidden states, and ``joint_*`` from z_v and z_B together, each space scaled to unit
     mean eigenvalue. Maps: ``r`` with the test pictures' mean responses, ``p_permutation``, ``p_fwe``,
-    ``p_gaussian``, ``alpha``; joint ones also ``ratio``, ``gain``, ``gain_low``, ``gain_high``.
+    ``p_gaussian``, ``alpha``; joint ones also ``ratio``, ``gain``, ``gain_low``, ``gain_high``,
+    ``gain_p``. Beside them ``mean_r_error`` and ``mean_gain_error``: for each of ``ROIS`` the standard
+    error over pictures of its mean r and its mean gain.
 
     A part is kept of each model, of the joint ones together.
     Memory: responses of the training pictures, twice, and with a layer the eigenbases of z_v's kernel,
@@ -82,8 +87,9 @@ def read_responses(subject: int | None, config: Config, out: Path) -> Responses:
     pictures = read_pictures(subject, config, out)
     with h5py.File(artefact(out, Cell("prepare", subject)), "r") as file:
         data = collapse(file["betas_train"], file["nsd_id_train"][:])  # read by blocks of voxels
-        test = file["betas_test"][:]
-    return Responses(data, pictures.folds, data.ids, test, pictures.test_ids)
+        test, stream = file["betas_test"][:], file["stream"][:]
+    rois = np.stack([inside(stream, roi) for roi in ROIS])
+    return Responses(data, pictures.folds, data.ids, test, pictures.test_ids, rois)
 
 
 def read_z_b(out: Path, subject: int | None, ids: np.ndarray, layer: int, phase: int) -> np.ndarray:
@@ -170,12 +176,16 @@ def _joint(
         gains = stats.gain_r2(both, alone, measured, config.encode.bootstraps, config.seed)
         for key, values in zip(("gain", "gain_low", "gain_high"), gains, strict=True):
             own[key] = to_host(values).astype("f4")
+        own["gain_p"] = stats.gain_p(both, alone, measured).astype("f4")
+        error = mean_gain_error(both, alone, measured, responses.rois)
+        own["mean_gain_error"] = to_host(error).astype("f4")
         maps |= {f"{name}/{key}": values for key, values in own.items()}
     return maps
 
 
 def _maps(fit: Fit, responses: Responses, config: Config) -> Maps:
-    """r, its p by three rules, and the chosen penalty, (n_voxels,) float32 each; and ``edge_share`` ().
+    """r, its p by three rules, the chosen penalty, (n_voxels,) float32 each; ``edge_share`` (); and
+    ``mean_r_error`` (ROIS,).
 
     r and its null are found on ridge's device.
     """
@@ -183,7 +193,8 @@ def _maps(fit: Fit, responses: Responses, config: Config) -> Maps:
     both = xp.asarray(fit.predictions), xp.asarray(responses.test)
     found = stats.pearson(*both), *stats.p_permutation(*both, config.encode.nulls, config.seed)
     r, p, p_fwe = (to_host(values) for values in found)
-    maps = {"r": r, "p_permutation": p, "p_fwe": p_fwe,
+    error = to_host(mean_r_error(*both, responses.rois))
+    maps = {"r": r, "p_permutation": p, "p_fwe": p_fwe, "mean_r_error": error,
             "p_gaussian": stats.p_gaussian(r, len(responses.test)),
             "alpha": np.asarray(config.ridge.alphas)[fit.alpha_index]}  # fmt: skip
     share = edge_share(fit.alpha_index, config.ridge.alphas, fit.cv_scores.max(0))

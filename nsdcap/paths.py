@@ -97,7 +97,8 @@ def atomic(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
-    partial = path.with_name(f".{path.name}.{HOST}.{os.getpid()}.partial")
+    me = os.getpid()
+    partial = path.with_name(f".{path.name}.{HOST}.{me}-{_begun(me)}.partial")
     try:
         yield partial
         if partial.is_file():
@@ -112,6 +113,7 @@ def atomic(path: Path) -> Iterator[Path]:
             partial.replace(path)
     finally:
         _remove(partial)
+        _sweep(path)  # again: one that was being killed may have been alive at the beginning
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -123,13 +125,30 @@ def write_json(path: Path, content: Any) -> None:
 def _sweep(path: Path) -> None:
     """Remove what processes of this host that are gone had begun to write for ``path``."""
     for left in path.parent.glob(f".{path.name}.{HOST}.*"):
-        pid = left.name.split(".")[-2]
-        try:
-            os.kill(int(pid), 0)
-        except ProcessLookupError:
+        pid, _, begun = left.name.split(".")[-2].partition("-")
+        if not _runs(int(pid), begun):
             _remove(left)
-        except PermissionError:  # it lives, and is another user's
-            continue
+
+
+def _runs(pid: int, begun: str) -> bool:
+    """Whether the process that began then runs; not if it is a zombie, or its number another's by now."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is another user's
+        return True
+    return _begun(pid) in (begun, "")
+
+
+def _begun(pid: int) -> str:
+    """When a process began, in the kernel's ticks; "gone" for a zombie, "" where there is no /proc."""
+    try:
+        # after the name, which may hold anything: state, parent, ... and 22nd of all the beginning
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "gone" if fields[0] in "ZX" else fields[19]
 
 
 def _remove(path: Path) -> None:

@@ -6,13 +6,13 @@ import base64
 import json
 import re
 from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nsdcap import __version__
+from nsdcap.aggregate import results_time
 from nsdcap.config import MODEL_NAMES, PHASES, STREAMS
 from nsdcap.errors import DataError
 from nsdcap.paths import config_file
@@ -23,7 +23,7 @@ HIGHER = ("ventral", "lateral", "parietal")
 # the made-up world's own captioner; real pictures must never pass for it, so nothing looser will do
 _MINIATURE = re.compile(r'^blip = ".*miniature/models/', re.MULTILINE)
 # settings that may be paths
-_PRIVATE = ("nsd_root", "annotations", "blip_tokenizer", *MODEL_NAMES)
+_PRIVATE = ("nsd_root", "annotations", "blip_tokenizer", "backbones", *MODEL_NAMES)
 
 
 def write(out: Path, target: Path, log: Callable[[str], object] = print) -> Path:
@@ -48,7 +48,7 @@ def write(out: Path, target: Path, log: Callable[[str], object] = print) -> Path
     )  # fmt: skip
     page = environment.get_template("report.html.j2").render(
         version=__version__,
-        made=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
+        made=results_time(out),
         run=run.about,
         miniature=bool(_MINIATURE.search(settings)),
         results=results(run, scores),
@@ -195,7 +195,7 @@ def stream_table(run: Run, encoding: list[dict]) -> list[dict[str, Any]]:
             found = [
                 r
                 for r in encoding
-                if (r["feature"], r["state"], r["phase"]) == model and r["roi"] == roi
+                if (r["feature"], r["layer"], r["phase"]) == model and r["roi"] == roi
             ]
             cells.append(
                 {
@@ -217,7 +217,7 @@ def layer_table(run: Run, encoding: list[dict]) -> list[dict[str, Any]]:
         cells = []
         for phase in PHASES:
             each = [float(r["mean_r"]) for r in encoding if r["roi"] == "all" and r["feature"] == "z_B"
-                    and (r["state"], r["phase"]) == (str(state), phase)]  # fmt: skip
+                    and (r["layer"], r["phase"]) == (str(state), phase)]  # fmt: skip
             mean, half = over_subjects(np.array(each))
             cells.append((float(mean), float(half)))
         rows.append({"state": state, "cells": cells})
@@ -271,7 +271,7 @@ def readings(run: Run, scores: dict[str, list[dict]]) -> dict[int, str]:
         "higher layers predict better and midway is best."
     )
     streams = {
-        roi: _mean([x for x in scores["layers"] if x["roi"] == roi], "mean_state")
+        roi: _mean([x for x in scores["layers"] if x["roi"] == roi], "mean_layer")
         for roi in STREAMS
     }
     known = {roi: value for roi, value in streams.items() if np.isfinite(value)}

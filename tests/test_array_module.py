@@ -16,7 +16,8 @@ from nsdcap.decode_bases import decode_bases
 from nsdcap.ridge_decode import decode_cv
 from nsdcap.ridge_encode import encode_dual, encode_primal
 from nsdcap.ridge_joint import encode_joint, joint_bases
-from nsdcap.stats import gain_r2, p_permutation, pearson
+from nsdcap.stats import gain_p, gain_r2, p_permutation, pearson
+from nsdcap.stats_means import mean_gain_error, mean_r_error
 
 
 @pytest.fixture(params=["refusing", pytest.param("cupy", marks=pytest.mark.gpu)])
@@ -111,6 +112,12 @@ def test_gain(xp) -> None:
     found = gain_r2(*(xp.asarray(x) for x in (joint, single, measured)), 50, 3)
     for one, other in zip(found, gain_r2(joint, single, measured, 50, 3), strict=True):
         np.testing.assert_allclose(one.get(), other, rtol=1e-8)
+    there = [xp.asarray(x) for x in (joint, single, measured)]
+    np.testing.assert_allclose(gain_p(*there), gain_p(joint, single, measured), rtol=1e-8)
+    groups = np.arange(70) % np.array([[2], [3]]) == 0
+    for error, k in ((mean_gain_error, 3), (mean_r_error, 2)):
+        here = error(*(joint, single, measured)[-k:], groups)
+        np.testing.assert_allclose(error(*there[-k:], groups).get(), here, rtol=1e-8)
 
 
 def test_cupy_is_not_imported_for_numpy_arrays() -> None:

@@ -1,7 +1,10 @@
 """Artefacts are whole or not at all."""
 
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +57,26 @@ def test_what_a_killed_process_left_is_swept_away(tmp_path):
         partial.write_text("whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "a.h5"]
     assert path.read_text() == "whole"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc on this system")
+def test_a_zombie_and_a_number_given_out_again_are_gone_a_living_process_is_not(tmp_path):
+    path = tmp_path / "a.h5"
+    code = (
+        "import os, sys; from pathlib import Path; from nsdcap.paths import atomic\n"
+        "with atomic(Path(sys.argv[1])) as partial:\n"
+        "    partial.write_text('half'); print(partial, flush=True); sys.stdin.readline(); os._exit(1)"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], **pipes) as other:
+        begun = Path(other.stdout.readline().strip())
+        name = re.sub(r"-\d+\.partial$", "-1.partial", begun.name)  # began at another time
+        (tmp_path / name).write_text("")
+        with atomic(path) as partial:
+            partial.write_text("whole")
+        assert sorted(p.name for p in tmp_path.iterdir()) == [begun.name, "a.h5"]
+        with atomic(path) as partial:
+            partial.write_text("whole")
+            other.stdin.close()  # it ends now, after the sweep at the beginning, and nobody waits for it
+            os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+        assert [p.name for p in tmp_path.iterdir()] == ["a.h5"]
