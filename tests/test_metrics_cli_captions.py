@@ -86,7 +86,7 @@ def loop(
 def test_scores_of_files_and_pictures(files, images, capsys):
     model = str(MODELS / "clip")
     assert main(["captions", *files, "--json", "--images", str(images), "--clip", model]) == 0
-    found = {score["metric"]: score for score in json.loads(capsys.readouterr().out)["scores"]}
+    found = {score["metric"]: score for score in json.loads(capsys.readouterr().out)}
     captions, references = list(HYPOTHESES.values()), [REFERENCES[i] for i in HYPOTHESES]
     streams = [[refs[k] if k < len(refs) else None for refs in references] for k in range(3)]
     expected = sacrebleu.corpus_bleu(captions, streams).score
