@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nsdcap.config import STREAMS
-from nsdcap.encoded import read_voxels
+from nsdcap.encoded import inside, read_voxels
 from nsdcap.plots_run import (
     BLUE,
     GREY,
@@ -220,7 +220,7 @@ def stream_means(
         voxels = read_voxels(run.out, subject)
         at = tuple(voxels.xyz.T)
         for roi in STREAMS:
-            use = voxels.inside(roi) & np.isfinite(own[at]) & np.isfinite(high[at])
+            use = inside(voxels.stream, roi) & np.isfinite(own[at]) & np.isfinite(high[at])
             if use.any():
                 found[roi].append((high[at][use].mean(), own[at][use].mean()))
     means = {roi: np.mean(pairs, axis=0) for roi, pairs in found.items() if pairs}

@@ -1,326 +1,301 @@
-"""One self-contained HTML page of a run: results beside the paper's, figures, readings, limits."""
+"""``python -m nsdcap.report OUT``: one self-contained HTML page of a run, from its tables and figures on disk.
+
+It is written anew, without computing anything, as OUT/aggregate/report.html. What it holds: the paper's
+results and this run's, figures with their readings, a gallery, all scores, times, methods, provenance,
+limits. The same files and settings give the same bytes.
+"""
 
 from __future__ import annotations
 
+import argparse
 import base64
+import csv
+import gzip
 import json
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
-from nsdcap import __version__
+from nsdcap import __version__, config
 from nsdcap.aggregate import results_time
-from nsdcap.config import MODEL_NAMES, PHASES, STREAMS
-from nsdcap.errors import DataError
-from nsdcap.paths import config_file
-from nsdcap.plots import caption_table, over_subjects
+from nsdcap.errors import DataError, NsdcapError, UsageError
+from nsdcap.paths import Cell, artefact, atomic, config_file
+from nsdcap.plots import caption_table
 from nsdcap.plots_cortex import Run, open_run
+from nsdcap.report_costs import bytes_text, cells_of, costs
+from nsdcap.report_gallery import gallery
+from nsdcap.report_methods import methods, read_facts
+from nsdcap.report_provenance import commit, settings_text, versions, versions_of_cells, weights
+from nsdcap.report_readings import readings
+from nsdcap.report_results import (
+    differences,
+    layer_table,
+    not_comparable,
+    read_ratings,
+    results,
+    stream_table,
+)
+from nsdcap.report_scores import Scores, by_metric, columns, overview, without_folders
+from nsdcap.tables import SEED
 
-HIGHER = ("ventral", "lateral", "parietal")
+BUDGET = 15e6  # bytes that a report of four subjects stays under
+TABLES = ("captions", "pictures", "encoding", "layers", "decoding")
+LONG = 150  # rows from which a table that is not known here is only given as a file
 # the made-up world's own captioner; real pictures must never pass for it, so nothing looser will do
 _MINIATURE = re.compile(r'^blip = ".*miniature/models/', re.MULTILINE)
-# settings that may be paths
-_PRIVATE = ("nsd_root", "annotations", "blip_tokenizer", "backbones", *MODEL_NAMES)
+TITLES = {
+    3: "Captions from brain activity", 4: "Pictures from brain activity",
+    5: "Where z_v and z_B predict the brain", 6: "BERT layer and time in the caption",
+    7: "The BERT layer that adds most to z_v", 8: "What z_B adds to z_v", 9: "The penalties chosen",
+    10: "Prediction against the noise ceiling",
+}  # fmt: skip
 
 
-def write(out: Path, target: Path, log: Callable[[str], object] = print) -> Path:
-    """Write ``target``/report.html from the tables and figures there; returns its path.
+def write(
+    out: Path,
+    target: Path,
+    log: Callable[[str], object] = print,
+    *,
+    no_stimuli: bool = False,
+    file: Path | None = None,
+) -> Path:
+    """Write ``file``, by default ``target``/report.html, from the tables and figures in ``target``.
 
-    Raises DataError where tables or figures are missing.
+    ``no_stimuli``: no picture of NSD nor one made from brain activity is in it, whatever the run's setting
+    was; figures are then drawn without, elsewhere. Returns the file's path.
+
+    Raises
+    ------
+    DataError
+        Tables, figures or results that they are made from are missing or broken.
+    UsageError
+        The file cannot be written.
     """
+    run = open_run(out, target)
+    tables = read_tables(target)
+    if not (target / "figures" / "figures.json").exists():
+        raise DataError(
+            f"{target / 'figures' / 'figures.json'}: missing; draw the figures first, "
+            f"python -m nsdcap.plots {out}"
+        )
+    with figures_without(run, no_stimuli) as (run, folder):
+        page = render(run, tables, folder)
+    path = file or target / "report.html"
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "is a folder")
+        with atomic(path) as partial:
+            partial.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"report {path}: cannot be written ({error.strerror}); give a file in a folder that you may "
+            "write to, --output FILE"
+        ) from None
+    size = path.stat().st_size
+    over = f", more than the {bytes_text(BUDGET)} that it should be" if size > BUDGET else ""
+    log(f"report {path} ({bytes_text(size)}{over})")
+    return path
+
+
+def render(run: Run, tables: dict[str, list[dict]], folder: Path) -> str:
+    """The page of a run whose figures lie in ``folder``."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    run = open_run(out, target)
-    listing = target / "figures" / "figures.json"
-    if not listing.exists():
-        raise DataError(f"{listing}: missing; draw the figures first, python -m nsdcap.plots {out}")
-    scores = {
-        name: run.table(name) for name in ("captions", "pictures", "encoding", "layers", "decoding")
-    }
-    settings = config_file(out).read_text() if config_file(out).exists() else ""
-    header, rows, ids = caption_table(run)
+    text = config_file(run.out).read_text() if config_file(run.out).exists() else ""
+    settings = config.load(config_file(run.out)) if text else None
+    seed = settings.seed if settings else 0
+    miniature = bool(_MINIATURE.search(text))
+    facts = read_facts(run.out, run, settings)
+    notes = cells_of(run)
+    ratings = read_ratings(run.out)
+    rows, differ = results(run, tables, ratings), differences(run, settings, facts)
+    metrics = list(
+        dict.fromkeys(
+            r["metric"] for k in ("captions", "pictures") for r in tables[k] if r["value"]
+        )
+    )
+    paragraphs, references = (
+        methods(run, settings, facts, metrics, miniature) if settings else ([], [])
+    )
+    header, lines, ids = caption_table(run)
     environment = Environment(
         loader=PackageLoader("nsdcap", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    page = environment.get_template("report.html.j2").render(
+    return environment.get_template("report.html.j2").render(
         version=__version__,
-        made=results_time(out),
+        made=results_time(run.out),
         run=run.about,
-        miniature=bool(_MINIATURE.search(settings)),
-        results=results(run, scores),
-        figures=_figures(target, json.loads(listing.read_text()), readings(run, scores)),
-        captions={"header": header, "rows": list(zip(ids, rows, strict=True))},
-        streams=stream_table(run, scores["encoding"]),
-        layers=layer_table(run, scores["encoding"]),
-        scores={"Captions": scores["captions"], "Pictures": scores["pictures"]},
-        decoding=scores["decoding"],
-        settings=_without_paths(settings),
-        number=number,
-    )
-    path = target / "report.html"
-    path.write_text(page, encoding="utf-8")
-    log(f"report {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    return path
-
-
-def results(run: Run, scores: dict[str, list[dict]]) -> list[dict[str, str]]:
-    """The paper's results and this run's, a row each, as texts."""
-    captions, pictures, subjects = scores["captions"], scores["pictures"], run.subjects
-    rows = []
-    for metric, paper in (
-        ("BLEU-4 sacrebleu", "11.06, which BLEU is not said (chance 2.4 ± 1.7)"),
-        ("BLEU-4 coco", "the same; which BLEU is not said"),
-        ("BLEU-4 sentence", "the same; which BLEU is not said"),
-        ("CLIP cosine", "above chance"),
-    ):
-        digits = 2 if "BLEU" in metric else 3
-        own = Scores(captions, subjects, "brain", metric, digits)
-        others = [("picture's own features", "picture"), ("nearest training picture's caption", "nearest"),
-                  ("with gain", "brain_gain")]  # fmt: skip
-        beside = [
-            f"{name} {Scores(captions, subjects, arm, metric, digits).mean}" for name, arm in others
-        ]
-        rows.append(own.row(f"Captions from the brain, {metric}", paper, "; ".join(beside)))
-    won = Scores(captions, subjects, "brain", "CLIP wins over nearest", 1, 100)
-    rows.append(
-        won.row(
-            "Brain caption closer than the nearest training picture's, CLIP", "not reported", ""
-        )
-    )
-    beside = []
-    for arm in ("caption", "direct"):
-        own = Scores(pictures, subjects, f"{arm} over coarse", "CLIP wins", 1, 100)
-        beside.append(f"{arm} arm over the coarse picture {own.mean}")
-    own = Scores(pictures, subjects, "caption over direct", "CLIP wins", 1, 100)
-    rows.append(
-        own.row(
-            "Caption arm closer than the direct arm, CLIP", "75.6 % of pictures", "; ".join(beside)
-        )
-    )
-    for metric, digits, factor in (
-        ("CLIP similarity", 3, 1), ("two-way among shown", 1, 100),
-        ("two-way among predicted", 1, 100), ("PixCorr", 3, 1),
-    ):  # fmt: skip
-        beside = [
-            f"{arm} {Scores(pictures, subjects, arm, metric, digits, factor).mean}"
-            for arm in ("direct", "coarse")
-        ]
-        own = Scores(pictures, subjects, "caption", metric, digits, factor)
-        if own.values:
-            rows.append(own.row(f"Caption arm, {metric}", "not reported", "; ".join(beside)))
-    for what, paper in (
-        ("Captions, human two-choice", "90.1 ± 3.5 % (chance 50 %)"),
-        ("Caption arm over direct arm, human raters", "64.6 %"),
-    ):
-        rows.append({
-            "what": what, "definition": "needs human raters", "paper": paper,
-            "ours": "not measured here", "interval": "", "each": "", "chance": "50 %", "beside": "", "n": "",
-        })  # fmt: skip
-    return rows
-
-
-class Scores:
-    """One metric of one arm over subjects; ``factor`` 100 for shares, shown as per cent."""
-
-    def __init__(
-        self,
-        table: list[dict],
-        subjects: list[int],
-        arm: str,
-        metric: str,
-        digits: int,
-        factor: int = 1,
-    ):
-        rows = [
-            row for row in table if (row["arm"], row["metric"]) == (arm, metric) and row["value"]
-        ]
-        self.rows = [row for row in rows if int(row["subject"]) in subjects]
-        self.values = [float(row["value"]) * factor for row in self.rows]
-        self.digits, self.factor, self.unit = digits, factor, " %" if factor == 100 else ""
-        bounded = factor == 100 or "BLEU" in metric
-        self.bounds = (0, 100) if bounded else (-1, 1)  # all else is a cosine or a correlation
-
-    @property
-    def mean(self) -> str:
-        return self._text(float(np.mean(self.values))) if self.values else "none"
-
-    def row(self, what: str, paper: str, beside: str) -> dict[str, str]:
-        """The row of the table of results."""
-        if not self.values:
-            return {"what": what, "definition": "", "paper": paper, "ours": "none", "interval": "",
-                    "each": "", "chance": "", "beside": beside, "n": "0"}  # fmt: skip
-        mean, half = over_subjects(np.array(self.values))
-        low, high = np.clip((mean - half, mean + half), *self.bounds)
-        interval = f"{self._text(low)} to {self._text(high)}"
-        each = "; ".join(
-            f"{row['subject']}: {self._text(value)} ({self._text(self._of(row, 'ci_low'))} to "
-            f"{self._text(self._of(row, 'ci_high'))})"
-            for row, value in zip(self.rows, self.values, strict=True)
-        )
-        return {
-            "what": what, "definition": self.rows[0]["definition"], "paper": paper, "ours": self.mean,
-            "interval": interval if len(self.values) > 1 else "one subject", "each": each,
-            "chance": self._chance(), "beside": beside,
-            "n": f"{len(self.values)} × {self.rows[0]['n']}",
-        }  # fmt: skip
-
-    def _chance(self) -> str:
-        means = [self._of(row, "chance_mean") for row in self.rows]
-        if not np.isfinite(means).all():
-            return "not computed"
-        sds = [self._of(row, "chance_sd") for row in self.rows]
-        text = self._text(float(np.mean(means)))
-        return f"{text} ± {self._text(float(np.mean(sds)))}" if np.isfinite(sds).all() else text
-
-    def _of(self, row: dict, key: str) -> float:
-        return float(row[key]) * self.factor if row[key] else float("nan")
-
-    def _text(self, value: float) -> str:
-        return f"{value:.{self.digits}f}{self.unit}"
-
-
-def stream_table(run: Run, encoding: list[dict]) -> list[dict[str, Any]]:
-    """By stream: mean r (over ceiling) and significant voxels of z_v, its CLS token, z_B, joint."""
-    where = run.about["z_B_map"]
-    models = (("z_v", "", ""), ("z_v_cls", "", ""), ("z_B", str(where["state"]), where["phase"]),
-              ("joint", str(where["state"]), where["phase"]))  # fmt: skip
-    rows = []
-    for roi in (*STREAMS, "all"):
-        cells = []
-        for model in models:
-            found = [
-                r
-                for r in encoding
-                if (r["feature"], r["layer"], r["phase"]) == model and r["roi"] == roi
-            ]
-            cells.append(
-                {
-                    "r": _mean(found, "mean_r"), "over": _mean(found, "mean_r_over_ceiling"),
-                    "n": sum(int(r["n_significant"]) for r in found),
-                    "gaussian": sum(int(r["n_significant_gaussian"]) for r in found),
-                    "of": sum(int(r["n_voxels"]) for r in found),
-                    "left_out": sum(int(r["n_nan"]) for r in found),
-                }
-            )  # fmt: skip
-        rows.append({"roi": roi, "cells": cells})
-    return rows
-
-
-def layer_table(run: Run, encoding: list[dict]) -> list[dict[str, Any]]:
-    """Figure 6's numbers: mean r over subjects by state and phase, with half the t interval."""
-    rows = []
-    for state in run.about["states"]:
-        cells = []
-        for phase in PHASES:
-            each = [float(r["mean_r"]) for r in encoding if r["roi"] == "all" and r["feature"] == "z_B"
-                    and (r["layer"], r["phase"]) == (str(state), phase)]  # fmt: skip
-            mean, half = over_subjects(np.array(each))
-            cells.append((float(mean), float(half)))
-        rows.append({"state": state, "cells": cells})
-    return rows
-
-
-def readings(run: Run, scores: dict[str, list[dict]]) -> dict[int, str]:
-    """Plain words for each figure, from the numbers alone, whether they flatter or not."""
-    captions, pictures, encoding = scores["captions"], scores["pictures"], scores["encoding"]
-    bleu = {arm: Scores(captions, run.subjects, arm, "BLEU-4 sacrebleu", 1)
-            for arm in ("brain", "picture", "nearest", "brain_gain")}  # fmt: skip
-    values = {arm: float(np.mean(score.values)) for arm, score in bleu.items()}
-    row = bleu["brain"].row("", "", "")
-    against = "above" if values["brain"] > values["nearest"] else "not above"
-    texts = {3: (
-        f"Corpus BLEU-4 by sacrebleu of the captions from the brain is {row['ours']}; shuffled pictures "
-        f"give {row['chance']}. That is {against} what copying a human caption of the nearest training "
-        f"picture gives ({bleu['nearest'].mean}). From the picture itself the captioner reaches "
-        f"{bleu['picture'].mean}; with one gain against ridge's shrinkage the brain reaches "
-        f"{bleu['brain_gain'].mean}."
-    )}  # fmt: skip
-    won = {pair: Scores(pictures, run.subjects, pair, "CLIP wins", 1, 100)
-           for pair in ("caption over direct", "caption over coarse", "direct over coarse")}  # fmt: skip
-    pair = won["caption over direct"]
-    above = sum(float(r["ci_low"]) > 0.5 for r in pair.rows)
-    texts[4] = (
-        f"The caption arm is closer to the shown picture than the direct arm in {pair.mean} of pictures "
-        f"(the paper: 75.6 %; chance: 50 %); the interval lies above 50 % in {above} of {len(pair.rows)} "
-        f"subjects. Both arms start from the coarse picture: the caption arm improves on it in "
-        f"{won['caption over coarse'].mean}, the direct arm in {won['direct over coarse'].mean}."
-    )
-    r = {row["roi"]: [cell["r"] for cell in row["cells"]] for row in stream_table(run, encoding)}
-    higher = np.nanmean([r[roi] for roi in HIGHER], axis=0)
-    ratio = [r["early"][k] - higher[k] for k in (0, 2)]
-    texts[5] = (
-        f"Mean r of z_v is {r['early'][0]:.3f} in the early stream and {higher[0]:.3f} in the ventral, "
-        f"lateral and parietal ones; of z_B {r['early'][2]:.3f} and {higher[2]:.3f}. So z_v "
-        f"{'loses' if ratio[0] > 0 else 'gains'} and z_B {'loses' if ratio[1] > 0 else 'gains'} on the way "
-        "up; the paper has z_v losing and z_B gaining. The CLS token of z_v, as narrow as z_B, reaches "
-        f"{r['early'][1]:.3f} and {higher[1]:.3f}: part of z_v against z_B is their width."
+        facts=facts,
+        miniature=miniature,
+        cards=cards(run, tables),
+        results=[(row, not_comparable(row, differ, miniature, ratings)) for row in rows],
+        differences=[differ_text for _, differ_text in dict.fromkeys(differ)],
+        figures=_figures(folder, readings(run, tables)),
+        cortex=cortex(run.target / "figures" / "cortex.html"),
+        captions={"header": header, "rows": list(zip(ids, lines, strict=True))},
+        gallery=[] if run.about["no_stimuli"] else gallery(run, seed),
+        streams=stream_table(run, tables["encoding"]),
+        layers=layer_table(run, tables["encoding"]),
+        scores={
+            title: (metrics := by_metric(run, tables[name]), overview(metrics))
+            for name, title in (("captions", "Captions"), ("pictures", "Pictures"))
+        },
+        decoding=tables["decoding"],
+        others={name: rows for name, rows in tables.items() if name not in TABLES},
+        files={name: _csv_uri(run.target / "tables" / f"{name}.csv") for name in tables},
+        long=LONG,
+        costs=costs(run, notes),
+        methods=paragraphs,
+        references=references,
+        versions=versions(),
+        commit=commit(),
+        made_by=versions_of_cells(notes),
+        weights=weights(notes),
+        seeds=[("run (folds, noise, permutations, this gallery)", str(seed)),
+               ("shuffles and bootstraps of the tables", str(SEED))],
+        settings=settings_text(text),
+        columns=columns,
     )  # fmt: skip
-    table = layer_table(run, encoding)
-    _, state, phase = max(
-        (cell[0], row["state"], name)
-        for row in table
-        for name, cell in zip(PHASES, row["cells"], strict=True)
-    )
-    same = "as" if phase == "mid" and state > max(run.about["states"]) / 2 else "not as"
-    texts[6] = (
-        f"The highest mean r is at layer {state}, {phase} in the caption: {same} in the paper, where "
-        "higher layers predict better and midway is best."
-    )
-    streams = {
-        roi: _mean([x for x in scores["layers"] if x["roi"] == roi], "mean_layer")
-        for roi in STREAMS
-    }
-    known = {roi: value for roi, value in streams.items() if np.isfinite(value)}
-    total = [x for x in scores["layers"] if x["roi"] == "all"]
-    some = sum(int(x["n_significant"]) for x in total), sum(int(x["n_voxels"]) for x in total)
-    listed = ", ".join(f"{roi} {value:.1f}" for roi, value in known.items()) or "none"
-    texts[7] = (
-        f"z_B adds significantly to z_v in {some[0]} of {some[1]} voxels, all subjects together. Mean best "
-        f"layer there: {listed}. The paper's layers rise along the visual hierarchy; a single voxel's best "
-        "layer is unreliable, so compare streams, not voxels."
-    )
-    return texts
 
 
-def number(text: str, digits: int = 3) -> str:
-    """A table's number, rounded; other texts as they are."""
+def read_tables(target: Path) -> dict[str, list[dict[str, str]]]:
+    """All tables (CSV) in ``target``/tables by name, those of TABLES first.
+
+    Raises DataError where one of TABLES is missing or has no rows.
+    """
+    folder, found = target / "tables", {}
+    names = [*TABLES, *sorted(p.stem for p in folder.glob("*.csv") if p.stem not in TABLES)]
+    for name in names:
+        path = folder / f"{name}.csv"
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                found[name] = list(csv.DictReader(file))
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}); run the aggregate stage again, "
+                "python -m nsdcap.launch --stage aggregate --force"
+            ) from None
+        if name in TABLES and not found[name]:
+            raise DataError(f"{path}: holds no rows; run the aggregate stage again")
+    return found
+
+
+@contextmanager
+def figures_without(run: Run, no_stimuli: bool) -> Iterator[tuple[Run, Path]]:
+    """The run and the folder of its figures; with ``no_stimuli`` both without pictures of NSD.
+
+    Which figures hold pictures only ``plots`` knows, so they are drawn again, into a folder that is removed.
+    """
+    if run.about["no_stimuli"] or not no_stimuli:
+        yield run, run.target / "figures"
+        return
+    from nsdcap import plots
+
+    about = {**run.about, "no_stimuli": True}
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for entry in run.target.iterdir():
+            if entry.name not in ("run.json", "figures", "report.html"):
+                (folder / entry.name).symlink_to(entry.resolve())
+        (folder / "run.json").write_text(json.dumps(about))
+        plots.draw(run.out, folder, log=lambda line: None)
+        yield replace(run, about=about), folder / "figures"
+
+
+def cards(run: Run, tables: dict[str, list[dict]]) -> list[dict[str, str]]:
+    """The few numbers that a reader looks for first, each with chance and the paper's."""
+    found = []
+    for title, table, arm, metric, digits, paper in (
+        ("Captions, BLEU-4 (sacrebleu)", "captions", "brain", "BLEU-4 sacrebleu", 1, "11.06, BLEU not said"),
+        ("Captions, CLIP cosine", "captions", "brain", "CLIP cosine", 3, "above chance"),
+        ("Caption arm over direct arm", "pictures", "caption over direct", "CLIP wins", 1, "75.6 %"),
+        ("Two-way identification, CLIP", "pictures", "caption", "two-way among shown", 1, "not reported"),
+    ):  # fmt: skip
+        own = Scores(tables[table], run.subjects, arm, metric, digits)
+        if own.values:
+            found.append({"title": title, "value": own.mean, "chance": own.chance, "paper": paper})
+    return found
+
+
+def cortex(path: Path) -> dict[str, Any] | None:
+    """The turning cortex's page, packed as base64 of gzip, and its sizes as texts; None without one."""
+    if not path.exists():
+        return None
+    raw = path.read_bytes()
+    packed = gzip.compress(raw, 9, mtime=0)  # without the time: the same page, the same bytes
+    return {"packed": base64.b64encode(packed).decode("ascii"), "size": bytes_text(len(raw))}
+
+
+def _csv_uri(path: Path) -> str:
+    text = without_folders(path.read_text(encoding="utf-8"))
+    return "data:text/csv;base64," + base64.b64encode(text.encode()).decode("ascii")
+
+
+def _figures(folder: Path, texts: dict[int, str]) -> list[dict[str, Any]]:
+    """Figures in the listing's order with their PNG as base64; a reading goes with the first of its number.
+
+    A figure without a number stands by its name, behind the paper's.
+    """
+    groups: dict[Any, list[dict]] = {}
     try:
-        value = float(text)
-    except (TypeError, ValueError):
-        return text
-    return f"{value:.{digits}f}" if np.isfinite(value) and value != int(value) else text
-
-
-def _mean(rows: list[dict], key: str) -> float:
-    values = [float(row[key]) for row in rows if row[key]]
-    return float(np.mean(values)) if values else float("nan")
-
-
-def _figures(target: Path, listing: list[dict], texts: dict[int, str]) -> list[dict[str, Any]]:
-    """Figures by number with their PNG as base64; a reading goes with the first of its number."""
-    groups: dict[int, list[dict]] = {}
+        listing = json.loads((folder / "figures.json").read_text())
+    except ValueError as error:
+        raise DataError(
+            f"{folder / 'figures.json'}: broken ({error}); draw the figures again"
+        ) from None
     for entry in listing:
-        path = target / "figures" / f"{entry['name']}.png"
+        path = folder / f"{entry['name']}.png"
         if not path.exists():
             raise DataError(f"{path}: missing; draw the figures again")
         data = base64.b64encode(path.read_bytes()).decode("ascii")
-        groups.setdefault(entry["number"], []).append({**entry, "png": data})
-    return [
-        {"number": k, "reading": texts.get(k, ""), "parts": groups.get(k, [])}
-        for k in sorted(set(groups) | set(texts))
-    ]  # fmt: skip
+        groups.setdefault(entry.get("number") or entry["name"], []).append({**entry, "png": data})
+    keys = sorted(set(groups) | set(texts), key=lambda key: (isinstance(key, str), key))
+    found = []
+    for key in keys:
+        numbered = str(key)[0].isdigit() or "." in str(key)
+        title = TITLES.get(key) or next(
+            (p["title"] for p in groups.get(key, []) if "title" in p), ""
+        )
+        words = str(key).replace("_", " ").capitalize()
+        found.append({
+            "key": re.sub(r"\W", "-", str(key)), "reading": texts.get(key, ""),
+            "label": f"Figure {key}" if numbered else title or words,
+            "title": title if numbered else "", "number": key, "parts": groups.get(key, []),
+        })  # fmt: skip
+    return found
 
 
-def _without_paths(settings: str) -> str:
-    """The settings with every folder cut to its last name: a report tells nobody's paths."""
-    lines = []
-    for line in settings.splitlines():
-        key, equals, value = line.partition(" = ")
-        if equals and key in _PRIVATE and value.startswith('"/'):
-            line = f'{key} = ".../{value.rstrip(chr(34)).rstrip("/").rsplit("/", 1)[-1]}"'
-        lines.append(line)
-    return "\n".join(lines)
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0, 2 on bad usage, 65 where results are missing or broken."""
+    parser = argparse.ArgumentParser(
+        prog="python -m nsdcap.report",
+        description="Write a run's report anew, one HTML file, from its tables and figures on disk.",
+        epilog="Exit codes: 0 written, 2 usage, 65 tables, figures or results are missing or broken.",
+    )
+    parser.add_argument("out", type=Path, help="a run's folder, which holds config.toml")
+    parser.add_argument("--no-stimuli", action="store_true",
+                        help="leave out every picture of NSD and those made from brain activity")  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="FILE",
+                        help="write there (default: OUT/aggregate/report.html)")  # fmt: skip
+    given = parser.parse_args(arguments)
+    try:
+        if not config_file(given.out).is_file():
+            raise UsageError(
+                f"{given.out}: found no config.toml there; give the folder of a run (--out)"
+            )
+        target = artefact(given.out, Cell("aggregate"))
+        write(given.out, target, no_stimuli=given.no_stimuli, file=given.output)
+    except NsdcapError as error:
+        print(f"nsdcap.report: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

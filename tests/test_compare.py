@@ -16,9 +16,9 @@ from skimage.metrics import structural_similarity
 from nsdcap import compare, config, launch, miniature
 from nsdcap.cells import Ledger
 from nsdcap.metrics.peers import BACKBONE_METRICS, BACKBONES
-from nsdcap.model_files import weights_sha256
 from nsdcap.paths import Cell, artefact, parts_folder
 from nsdcap.stages import STAGES
+from nsdcap.weights import weights_sha256
 
 CELL, N, SIDE, SAMPLES = Cell("compare", 1), 4, 24, 2
 
@@ -163,7 +163,7 @@ def test_weights_of_networks_are_looked_for_and_make_cells_stale(tiny_tree, tmp_
     assert none["reconstruct"] == empty["reconstruct"] == filled["reconstruct"]  # hours of a GPU
     assert len({none["compare"], empty["compare"], filled["compare"]}) == 3
 
-    models = config.load(settings=(f"models.backbones={str(weights)!r}",)).models
+    settings = config.load(settings=(f"models.backbones={str(weights)!r}",))
     expected = {f"backbones/{BACKBONES['alexnet'].file}": hashlib.sha256(b"one").hexdigest()}
-    assert weights_sha256(models, STAGES["compare"].weights) == expected
-    assert weights_sha256(config.load().models, STAGES["compare"].weights) == {}
+    assert weights_sha256(settings, STAGES["compare"].weights) == expected
+    assert weights_sha256(config.load(), STAGES["compare"].weights) == {}

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import base64
+import csv
+import gzip
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from test_aggregate import N_TEST, STATES, SUBJECTS, FakeSurfaces, write_run
+from test_aggregate import STATES, SUBJECTS, FakeSurfaces, write_run
 
 from nsdcap import config, plots, report
 from nsdcap.aggregate import aggregate, run
 from nsdcap.errors import DataError
-from nsdcap.paths import Cell
+from nsdcap.paths import Cell, sidecar
+from nsdcap.report_readings import readings
 
 # Java's scores have tests of their own, and take longer than all pages here
 pytestmark = pytest.mark.usefixtures("no_java")
@@ -76,6 +81,15 @@ def page_of(target: Path) -> tuple[str, Page]:
     return text, Page(text)
 
 
+def fetches_nothing(text: str, page: Page) -> None:
+    for tag, attrs in page.tags:
+        for key in ("src", "href", "action", "poster", "data", "srcset", "background"):
+            value = attrs.get(key) or "#"
+            assert value.startswith(("data:", "#")), (tag, key, value[:80])
+    assert not page.all("link")
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|http://|https://", text)
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with its report."""
@@ -100,11 +114,7 @@ def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_page_is_whole_and_fetches_nothing(out):
     text, page = page_of(out / "aggregate")
     assert page.open == []
-    assert "http://" not in text
-    assert "https://" not in text
-    assert not page.all("script")
-    assert not page.all("link")
-    assert not re.search(r"url\(|@import", text)
+    fetches_nothing(text, page)
     assert page.all("html")[0]["lang"] == "en"
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
@@ -112,8 +122,8 @@ def test_page_is_whole_and_fetches_nothing(out):
 
 def test_every_figure_is_there_with_its_alternative_text(out):
     _, page = page_of(out / "aggregate")
-    images = page.all("img")
-    assert [attrs["id"] for attrs in page.all("figure")] == FIGURES
+    images = [attrs for attrs in page.all("img") if attrs.get("class") == "drawing"]
+    assert [attrs["id"] for attrs in page.all("figure") if "id" in attrs] == FIGURES
     assert len(images) == len(FIGURES)
     for attrs, name in zip(images, FIGURES, strict=True):
         assert len(attrs["alt"]) > 30
@@ -129,8 +139,8 @@ def test_every_figure_is_there_with_its_alternative_text(out):
 def test_tables_have_headers(out):
     _, page = page_of(out / "aggregate")
     scopes = [attrs.get("scope") for attrs in page.all("th")]
-    assert set(scopes) == {"col", "row"}
-    assert len(page.all("table")) == len(page.all("thead"))
+    assert set(scopes) == {"col", "row", "rowgroup"}
+    assert all(scopes)
 
 
 def test_results_stand_beside_the_papers(out):
@@ -138,7 +148,7 @@ def test_results_stand_beside_the_papers(out):
     for figure in ("11.06", "2.4 ± 1.7", "90.1 ± 3.5", "75.6", "64.6"):
         assert figure in page.text
     for word in ("nrefs:2|case:mixed", "nearest training picture", "Coarse picture", "50.0 %",
-                 "not measured here", "not computed", "synthetic"):  # fmt: skip
+                 "no ratings yet", "not computed", "synthetic"):  # fmt: skip
         assert word in page.text
     assert "/home/somebody" not in page.text
     assert ".../nsd" in page.text
@@ -153,15 +163,9 @@ def test_real_pictures_are_to_stay_in_the_lab(out, tmp_path):
     assert "Keep this report in the lab" not in page_of(out / "aggregate")[1].text
 
 
-def test_numbers_are_those_of_the_tables(out):
+def test_readings_are_those_of_the_tables(out):
     opened = plots.open_run(out, out / "aggregate")
-    scores = {name: opened.table(name) for name in ("captions", "pictures", "encoding", "layers")}
-    rows = {row["what"]: row for row in report.results(opened, scores)}
-    won = [float(r["value"]) for r in scores["pictures"] if r["arm"] == "caption over direct"]
-    row = rows["Caption arm closer than the direct arm, CLIP"]
-    assert row["ours"] == f"{100 * np.mean(won):.1f} %"
-    assert row["n"] == f"2 × {N_TEST}"
-    texts = report.readings(opened, scores)
+    texts = readings(opened, report.read_tables(out / "aggregate"))
     assert set(texts) == {3, 4, 5, 6, 7}
     # planted: z_v strong early, z_B absent there; the last layer and phase highest; none adds early
     assert "So z_v loses and z_B gains" in texts[5]
@@ -173,7 +177,7 @@ def test_without_stimuli_no_picture_is_left(out, hidden):
     text, page = page_of(hidden)
     assert "Pictures are left out" in page.text
     assert "Left out, as this report was made without stimuli" in page.text
-    names = [attrs["id"] for attrs in page.all("figure")]
+    names = [attrs["id"] for attrs in page.all("figure") if "id" in attrs]
     assert names == [name for name in FIGURES if not name.startswith(("fig4", "figB1"))]
     assert not list((hidden / "figures").glob("fig[4B]*"))
     # figure 3 holds noise pictures' colours with them, black text on white without
@@ -182,7 +186,7 @@ def test_without_stimuli_no_picture_is_left(out, hidden):
             rgb = np.asarray(image.convert("RGB")).astype(int)
         assert (np.ptp(rgb, axis=2).max() > 60) == coloured
         assert ("<image" in (folder / "figures/fig3_captions.svg").read_text()) == coloured
-    assert text.count("data:image/png") == len(names)
+    assert text.count("data:image/") == len(names)
 
 
 def test_reconstructions_are_not_needed_without_stimuli(hidden):
@@ -221,3 +225,169 @@ def test_one_subject_has_no_interval_over_subjects(tmp_path):
     _, page = page_of(target)
     assert "one subject" in page.text
     assert "nan" not in re.sub(r"[a-z]+nan|nan[a-z]+", "", page.text.lower())
+
+
+# --- the command line --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(out, tmp_path) -> Path:
+    """A copy of the finished run to write to."""
+    return Path(shutil.copytree(out, tmp_path / "own"))
+
+
+def test_the_command_writes_the_same_bytes_again(own, capsys):
+    page = own / "aggregate/report.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert report.main([str(own)]) == 0
+    assert page.read_bytes() == before
+    assert f"report {page}" in capsys.readouterr().out
+    assert report.main([str(own), "--output", str(own / "new/page.html")]) == 0
+    assert (own / "new/page.html").read_bytes() == before
+
+
+def test_no_stimuli_leaves_every_picture_out_of_a_run_that_has_them(own, hidden):
+    kept = {path.name: path.read_bytes() for path in (own / "aggregate/figures").iterdir()}
+    target = own / "clean.html"
+    assert report.main([str(own), "--no-stimuli", "--output", str(target)]) == 0
+    text = target.read_text()
+    page = Page(text)
+    names = [attrs["id"] for attrs in page.all("figure")]
+    assert names == [name for name in FIGURES if not name.startswith("fig4")]
+    assert "Pictures are left out" in page.text
+    assert "Gallery" not in page.text
+    # planted noise is in colour: no figure of pictures passes for one of captions
+    for attrs, name in zip(page.all("img"), names, strict=True):
+        data = base64.b64decode(attrs["src"].split(",", 1)[1])
+        if name == "fig3_captions":
+            with Image.open(io.BytesIO(data)) as image:
+                assert np.ptp(np.asarray(image.convert("RGB")).astype(int), axis=2).max() <= 60
+            assert data == (hidden / "figures/fig3_captions.png").read_bytes()
+    assert kept == {path.name: path.read_bytes() for path in (own / "aggregate/figures").iterdir()}
+    assert "Gallery" in Page((own / "aggregate/report.html").read_text()).text
+
+
+def test_captions_with_html_in_them_are_only_text(own):
+    evil = '</script><script>document.title="x"</script><img src=x onerror=alert(1)>" onload="y'
+    for subject in SUBJECTS:
+        path = own / f"caption/subj{subject:02d}.json"
+        content = json.loads(path.read_text())
+        for entry in content["captions"].values():
+            for arm in content["arms"]:
+                entry[arm] = evil
+            entry["references"][0] = evil
+        path.write_text(json.dumps(content))
+    before = Page((own / "aggregate/report.html").read_text())
+    plots.draw(own, own / "aggregate", (3, 4), log=lambda line: None)
+    assert report.main([str(own)]) == 0
+    text, page = page_of(own / "aggregate")
+    fetches_nothing(text, page)
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in before.tags]
+    assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
+    assert evil in page.text
+
+
+def test_rows_and_figures_that_are_not_known_appear(own):
+    tables = own / "aggregate/tables"
+    with (tables / "captions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows += [
+        {
+            **rows[0],
+            "metric": "SPICE",
+            "definition": "F of graphs",
+            "value": "",
+            "note": "needs Java",
+        },
+        {
+            **rows[0],
+            "metric": "New-S",
+            "definition": "new <b>",
+            "value": "0.4375",
+            "n_shuffles": "1000",
+        },
+    ]
+    with (tables / "captions.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "note", "n_shuffles"])
+        writer.writeheader()
+        writer.writerows(rows)
+    (tables / "overlap.csv").write_text("subject,share\n1,0.25\n")
+    figures = own / "aggregate/figures"
+    listing = json.loads((figures / "figures.json").read_text())
+    for name, number in (("ceiling_scatter", None), ("fig9_gain", 9)):
+        shutil.copy(figures / "fig6_layers.png", figures / f"{name}.png")
+        listing.append({"name": name, "number": number, "caption": "c " * 20, "alt": "a " * 20})
+    (figures / "figures.json").write_text(json.dumps(listing))
+    assert report.main([str(own)]) == 0
+    _, page = page_of(own / "aggregate")
+    assert [f["id"] for f in page.all("figure") if "id" in f] == [
+        *FIGURES,
+        "fig9_gain",
+        "ceiling_scatter",
+    ]
+    for words in ("not computed: needs Java", "New-S", "new <b>", "0.438", "1000 shuffles", "Figure 9",
+                  "Ceiling scatter", "Overlap", "0.250"):  # fmt: skip
+        assert words in page.text
+
+
+def test_times_and_the_cortex_are_in_it_where_they_are_there(own):
+    assert not any(attrs.get("id") == "cortex" for _, attrs in page_of(own / "aggregate")[1].tags)
+    (own / "aggregate/figures/cortex.html").write_text("<p>turns</p>" * 1000)
+    content = {"seconds": 75.0, "ended": "2026-03-04T05:06:07+00:00", "depends": {"version": "0.0.9"},
+               "weights_sha256": {"blip/model.safetensors": "ab" * 32}}  # fmt: skip
+    sidecar(own, Cell("decode", 1)).write_text(json.dumps(content))
+    assert report.main([str(own)]) == 0
+    text, page = page_of(own / "aggregate")
+    for words in ("1 min 15 s", "results as of 04 March 2026, 05:06 UTC", "nsdcap 0.0.9", "ab" * 32,
+                  "A cortex that turns"):  # fmt: skip
+        assert words in page.text
+    packed = re.search(r'<script id="cortex-packed"[^>]*>([^<]*)</script>', text)
+    assert gzip.decompress(base64.b64decode(packed[1])).decode() == "<p>turns</p>" * 1000
+    assert len(packed[1]) < 1000
+
+
+def test_headings_go_down_by_one_and_ids_are_unique(out):
+    _, page = page_of(out / "aggregate")
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(below - above <= 1 for above, below in pairwise(levels))
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    used = [attrs["aria-labelledby"] for _, attrs in page.tags if "aria-labelledby" in attrs]
+    used += [attrs["href"][1:] for attrs in page.all("a") if attrs["href"].startswith("#")]
+    assert set(used) <= set(ids)
+    assert {"header", "nav", "main", "footer"} <= {tag for tag, _ in page.tags}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code", "message"),
+    [
+        (lambda own: (own / "config.toml").unlink(), 2, "found no config.toml there; give the folder"),
+        (lambda own: shutil.rmtree(own / "aggregate"), 65, "no run.json; run the aggregate stage"),
+        (lambda own: (own / "aggregate/tables/captions.csv").unlink(), 65, "captions.csv: cannot be read"),
+        (lambda own: (own / "aggregate/tables/layers.csv").write_text("a,b\n"), 65, "holds no rows"),
+        (lambda own: shutil.rmtree(own / "aggregate/figures"), 65, "draw the figures first"),
+        (lambda own: (own / "aggregate/figures/fig6_layers.png").unlink(), 65, "fig6_layers.png: missing"),
+        (lambda own: (own / "aggregate/figures/figures.json").write_text("["), 65, "figures.json: broken"),
+        (lambda own: (own / "reconstruct/subj01.h5").write_text("x"), 65, "subj01.h5: cannot be read"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_or_broken_is_one_line(own, capsys, spoil, code, message):
+    spoil(own)
+    assert report.main([str(own)]) == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(own, capsys):
+    (own / "file").write_text("")
+    before = sorted((own / "encode").iterdir())
+    for place in (own / "file/page.html", own / "encode"):
+        assert report.main([str(own), "--output", str(place)]) == 2
+        said = capsys.readouterr().err
+        assert f"report {place}: cannot be written" in said
+        assert said.count("\n") == 1
+    assert sorted((own / "encode").iterdir()) == before
