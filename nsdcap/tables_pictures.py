@@ -61,7 +61,7 @@ def clip_rows(subject: int, arm: str, shown: np.ndarray, made: np.ndarray, by: s
     """
     n, samples = len(shown), made.shape[1]
     mean_of = _mean_of(samples)
-    similar = np.einsum("nd,msd->nm", unit(shown), unit(made)) / samples  # mean over samples
+    similar = unit(shown) @ unit(made).mean(1).T  # (n, n), mean over samples
     chance = shuffled(lambda order: float(similar[order, np.arange(n)].mean()), n, SHUFFLES, SEED)
     words = f"cosine of {by} picture embeddings{mean_of}"
     numbers = (*mean_interval(np.diag(similar)), *chance)
