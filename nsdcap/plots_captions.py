@@ -15,7 +15,7 @@ from nsdcap.plots_run import DPI, GREY, NORMAL, PALE, SMALL, WIDTH, Figure, Run
 
 SHOWN = 6  # pictures in figures 3 and 4
 MORE = 8  # in figure B.1
-LINE = 0.135  # inches from line to line
+LINE = 0.12  # inches from line to line
 LETTER = 0.0575  # inches a letter takes on average
 FIRST = "The pictures are the first by nsd_id; none was chosen by hand."
 
@@ -42,7 +42,7 @@ def draw_captions(run: Run) -> Iterator[tuple[Any, Figure]]:
     left = 0.75 if pictures is not None else 0.6
     side = min(1.45, (WIDTH - left) / len(header))
     width = left + side * len(header)
-    cells = [[_wrap(text, side - 0.12, 7) for text in texts] for texts in [header, *rows]]
+    cells = [[_wrap(text, side - 0.12, 9) for text in texts] for texts in [header, *rows]]
     lines = [max(text.count("\n") + 1 for text in row) for row in cells]
     heights = [max(n * LINE + 0.14, 0.0 if pictures is None or k == 0 else 0.78)
                for k, n in enumerate(lines)]  # fmt: skip
@@ -91,9 +91,8 @@ def _all_subjects(run: Run) -> tuple[Any, Figure]:
     n_pairs = len(run.subjects)
     side = min(0.9, (WIDTH - n_pairs * (between + gap)) / (2 * n_pairs + 1))
     pair = 2 * side + gap
-    texts = {
-        s: [_wrap(run.captions(s)[str(i)]["brain"], pair, 3) for i in ids] for s in run.subjects
-    }
+    written = {s: {i: run.captions(s)[str(i)]["brain"] for i in ids} for s in run.subjects}
+    texts = {s: [_wrap(written[s][i], pair, 5) for i in ids] for s in run.subjects}
     room = [max(texts[s][k].count("\n") + 1 for s in run.subjects) * LINE + 0.12
             for k in range(len(ids))]  # fmt: skip
     page = _Page(side + (between + pair) * len(run.subjects), header + sum(side + r for r in room))
@@ -116,10 +115,7 @@ def _all_subjects(run: Run) -> tuple[Any, Figure]:
             page.text(left + pair / 2, top + side + 0.03, texts[s][row], va="top", ha="center")
         top += side + room[row]
     n, many = run.counts(run.subjects[0])["n_test"], len(run.subjects)
-    said = "; ".join(
-        f"subject {s}: " + ", ".join(text.replace("\n", " ") for text in texts[s])
-        for s in run.subjects
-    )
+    said = "; ".join(f"subject {s}: {', '.join(written[s].values())}" for s in run.subjects)
     return page.canvas, Figure(
         "fig4_reconstructions", 4,
         f"Pictures from brain activity, {len(ids)} of {n} test pictures, {many} "
@@ -138,7 +134,7 @@ def _one_subject(run: Run, subject: int) -> tuple[Any, Figure]:
     rows = {"shown": "shown", "coarse": "coarse\n(z alone)", "direct": "direct\narm",
             "caption": "caption\narm"}  # fmt: skip
     label, gap, side = 0.55, 0.05, 0.78
-    texts = [_wrap(written[str(i)]["brain"], side, 7) for i in ids]
+    texts = [_wrap(written[str(i)]["brain"], side, 12) for i in ids]
     below = max(text.count("\n") + 1 for text in texts) * LINE + 0.05
     page = _Page(label + len(ids) * (side + gap) - gap, len(rows) * (side + gap) + below)
     for row, (name, title) in enumerate(rows.items()):

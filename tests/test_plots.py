@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from test_aggregate import ADDS, STATES, SUBJECTS, FakeSurfaces, write_run
 
-from nsdcap import plots, plots_encoding, plots_mesh, plots_run, plots_turning
+from nsdcap import plots, plots_captions, plots_encoding, plots_mesh, plots_run, plots_turning
 from nsdcap.aggregate import aggregate
 from nsdcap.config import STREAMS
 from nsdcap.errors import DataError, UsageError
@@ -191,6 +191,15 @@ def test_svg_has_its_text_as_text(out):
             for element in root.iter("{http://www.w3.org/2000/svg}text")
         ]
         assert any(words in text for text in texts), (name, texts)
+
+
+def test_a_caption_is_no_formula(tmp_path):
+    with mpl.rc_context(plots_run.STYLE):
+        page = plots_captions._Page(2.0, 0.3)
+        page.text(0, 0.2, "a $5 cake, a $6_ tea")
+        page.canvas.savefig(tmp_path / "x.svg")
+        plt.close(page.canvas)
+    assert "a $5 cake, a $6_ tea</text>" in (tmp_path / "x.svg").read_text()
 
 
 def test_figures_fit_a_page_and_can_be_read_there(out):
