@@ -21,6 +21,7 @@ from nsdcap.tables import (
     decoding_rows,
     write_table,
 )
+from nsdcap.tables_alpha import ALPHA_COLUMNS, alpha_rows
 from nsdcap.tables_captions import caption_rows, read_captions
 from nsdcap.tables_encoding import (
     ENCODING_COLUMNS,
@@ -78,6 +79,7 @@ def aggregate(
     written: dict[int, dict] = {}
     pictures: list[dict] = []
     decoding: list[dict] = []
+    alphas: list[dict] = []
     counts, on_surface, listing = {}, [], []
     fixed = Fixed(max(states))
     for subject in subjects:
@@ -98,6 +100,7 @@ def aggregate(
         rows = picture_rows(out, subject, shown)
         pictures += rows
         decoding += decoding_rows(out, subject)
+        alphas += alpha_rows(out, subject, models)
         counts[subject] = {
             "n_voxels": len(voxels.stream),
             "n_trials_train": voxels.n_trials,
@@ -108,7 +111,7 @@ def aggregate(
         ("encoding", ENCODING_COLUMNS, encoding),
         ("encoding_group", GROUP_COLUMNS, group_rows(encoding)), ("layers", LAYER_COLUMNS, layers),
         ("captions", SCORE_COLUMNS, caption_rows(written)), ("pictures", SCORE_COLUMNS, pictures),
-        ("decoding", DECODING_COLUMNS, decoding),
+        ("decoding", DECODING_COLUMNS, decoding), ("alphas", ALPHA_COLUMNS, alphas),
     ):  # fmt: skip
         write_table(target / "tables" / f"{name}.csv", columns, table)
     write_listing(target / "maps", listing)

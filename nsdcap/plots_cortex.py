@@ -1,166 +1,328 @@
-"""Maps of a run drawn on the flattened cortex, or, without surface transforms, through the volume."""
+"""Figures 5, 7 and 8: maps on the inflated and the flattened cortex, or through the volume.
+
+Subjects whose transforms to the surface are there are drawn on fsaverage5, all others in a figure of
+their own as projections of the volume.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from nsdcap.errors import DataError
-from nsdcap.maps import read_surface, read_volume
+from nsdcap.plots_mesh import HEMIS, flat_view, inflated_view
+from nsdcap.plots_run import DPI, NORMAL, SMALL, WIDTH, Figure, Run, open_run
 
-# flat maps are cut here: in front of it there is no visual cortex (mm on nilearn's flat fsaverage5)
-POSTERIOR = 20.0
+__all__ = ["Run", "draw_best_layers", "draw_cortex", "draw_gain", "open_run", "significant"]
+
+VIEW_TITLES = {"behind": "inflated, from behind", "below": "from below", "flat": "flat map"}
+FOLDS = "Light grey: ridges of the cortex, dark grey: furrows."
+OF_FLAT = " (the back of the brain in the middle, up is up)"
+ON_CORTEX = {
+    ("behind", "below"): "on the inflated fsaverage5, from behind and from below (front down)",
+    ("flat",): f"on the flat map of fsaverage5, its posterior part{OF_FLAT}",
+    (
+        "behind",
+        "below",
+        "flat",
+    ): "on fsaverage5: inflated, from behind and from below (front down), "
+    f"and on its flat map, the posterior part{OF_FLAT}",
+}
+PROJECTIONS = {"side": (0, "from the side,\nfront to the right"), "back": (1, "from behind"),
+               "top": (2, "from above")}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run on disk: the folder of all stages, that of the tables, and run.json."""
+class Scale:
+    """How numbers become colours, the same for all subjects of a figure."""
 
-    out: Path
-    target: Path
-    about: dict[str, Any]
-
-    @property
-    def subjects(self) -> list[int]:
-        return self.about["subjects"]
-
-    def table(self, name: str) -> list[dict[str, str]]:
-        with (self.target / "tables" / f"{name}.csv").open(encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-
-    def volume(self, subject: int, name: str) -> np.ndarray:
-        """A map (X, Y, Z) float64, NaN outside: see ``maps.read_volume``."""
-        return read_volume(self.target, self.about, subject, name)
-
-    def surface(self, subject: int, name: str, hemi: str) -> np.ndarray:
-        """A map's significant values on fsaverage5, (10242,), NaN elsewhere: see ``maps.SHOWN``."""
-        return read_surface(self.target, subject, name, hemi)
-
-
-def open_run(out: Path, target: Path) -> Run:
-    """Raises DataError where there are no tables yet."""
-    try:
-        return Run(out, target, json.loads((target / "run.json").read_text()))
-    except OSError as error:
-        raise DataError(f"{target}: has no run.json; run the aggregate stage first") from error
+    colours: Any
+    limits: tuple[float, float]
+    unit: str
+    ticks: list[int] | None = None  # of numbers that stand for kinds: these are not averaged
 
 
 def significant(run: Run, subject: int, feature: str) -> np.ndarray:
-    """Where a map's q is below 0.05, (X, Y, Z) bool; ``feature``: z_v or z_B."""
+    """Where a map's q is below 0.05, (X, Y, Z) bool; ``feature``: z_v, z_B or gain."""
     with np.errstate(invalid="ignore"):
         return run.volume(subject, f"{feature}_q") < 0.05
 
 
-def map_rows(
-    run: Run,
-    names: dict[str, str],
-    colours: Any,
-    limits: tuple[float, float],
-    unit: str,
-    ticks: list[int] | None = None,
-) -> tuple[Any, str]:
-    """A row a subject, maps beside each other: flat if all subjects have surfaces, else volumes.
-
-    names: a map's name on disk -> its title. Returns the figure and, in words, how it is drawn.
-    """
-    import matplotlib as mpl
-    import matplotlib.pyplot as plt
-
-    flat = run.about["on_surface"] == run.subjects
-    per_map = 2 if flat else 3
-    canvas, axes = plt.subplots(
-        len(run.subjects), per_map * len(names), squeeze=False, layout="constrained",
-        figsize=(1.6 * per_map * len(names) + 1.0, 2.0 * len(run.subjects) + 0.5),
-    )  # fmt: skip
-    meshes = _flat_meshes() if flat else {}
-    for row, subject in zip(axes, run.subjects, strict=True):
-        for k, (name, title) in enumerate(names.items()):
-            cells = row[k * per_map : (k + 1) * per_map]
-            if flat:
-                for ax, (hemi, mesh) in zip(cells, meshes.items(), strict=True):
-                    _flat_map(ax, mesh, run.surface(subject, name, hemi), colours, limits)
-                    side = "left" if hemi == "lh" else "right"
-                    ax.set_title(f"{title}\n{side} hemisphere", fontsize=8)
-            else:
-                values = run.volume(subject, name)
-                if name.endswith("_r"):
-                    shown = significant(run, subject, name.removesuffix("_r"))
-                    values = np.where(shown, values, np.nan)
-                _projections(cells, values, colours, limits, title)
-        row[0].set_ylabel(f"subject {subject}", fontsize=9)
-    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(*limits), colours)
-    bar = canvas.colorbar(scale, ax=axes, shrink=0.8, label=unit, ticks=ticks, pad=0.02)
-    bar.outline.set_visible(False)
-    if flat:
-        return canvas, "on the flat map of fsaverage5, its posterior part"
-    return canvas, "as the highest value along each axis of the volume (not all have surfaces)"
+def shown_volume(run: Run, subject: int, name: str) -> np.ndarray:
+    """A map's significant voxels, (X, Y, Z), NaN elsewhere."""
+    values = run.volume(subject, name)
+    if name == "best_layer":  # is only where it is significant
+        return values
+    return np.where(significant(run, subject, name.removesuffix("_r")), values, np.nan)
 
 
-def _flat_meshes() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """fsaverage5 as nilearn ships it: flat (10242, 2), faces (n, 3), sulcal depth (10242,)."""
-    from nilearn.datasets import fetch_surf_fsaverage
-
-    files, meshes = fetch_surf_fsaverage("fsaverage5"), {}
-    for hemi, side, back in (("lh", "left", 1), ("rh", "right", -1)):
-        flat: Any = nib.load(files[f"flat_{side}"])
-        sulci: Any = nib.load(files[f"sulc_{side}"])
-        xy = flat.darrays[0].data[:, :2]
-        faces = flat.darrays[1].data
-        # the occipital pole lies to the right of the left hemisphere's flat map, and the reverse
-        faces = faces[(back * xy[faces, 0] > POSTERIOR).all(1)]
-        meshes[hemi] = (xy, faces, sulci.darrays[0].data)
-    return meshes
+def r_scale(run: Run) -> Scale:
+    """Of z_v_r and z_B_r."""
+    return Scale(_colours("inferno"), (0.0, _highest(run, ["z_v_r", "z_B_r"], 0.05)), "Pearson r")
 
 
-def _flat_map(
-    ax: Any,
-    mesh: tuple[np.ndarray, np.ndarray, np.ndarray],
-    values: np.ndarray,
-    colours: Any,
-    limits: tuple[float, float],
-) -> None:
-    """Values (10242,) over the grey folds; a face is drawn where two of its corners have values."""
-    xy, faces, sulci = mesh
-    x, y = xy.T
-    ax.tripcolor(
-        x,
-        y,
-        faces,
-        np.tanh(sulci[faces].mean(1)),
-        cmap="Greys",
-        vmin=-2.5,
-        vmax=4.0,
-        rasterized=True,
+def gain_scale(run: Run) -> Scale:
+    """Of gain."""
+    return Scale(_colours("inferno"), (0.0, _highest(run, ["gain"], 0.01)), "R²(joint) − R²(z_v)")
+
+
+def best_layer_scale(run: Run) -> Scale:
+    """Of best_layer: a colour a layer."""
+    states = run.about["states"]
+    limits = (min(states) - 0.5, max(states) + 0.5)
+    colours = _colours("magma").resampled(len(states))
+    return Scale(colours, limits, "BERT layer (0: embeddings)", states)
+
+
+def draw_cortex(run: Run) -> Iterator[tuple[Any, Figure]]:
+    """Figure 5: where z_v and z_B predict the brain."""
+    where = run.about["z_B_map"]
+    names = {"z_v_r": "z_v", "z_B_r": f"z_B, layer {where['state']}, {where['phase']}"}
+    scale = r_scale(run)
+    counts = _counts(run, {"z_v": "z_v", "z_B": "z_B"})
+    text = (
+        f"Where z_v and z_B (layer {where['state']}, {where['phase']} in the caption, fixed "
+        "beforehand) predict held out responses, {how}. Significant voxels only (permutation of "
+        f"pictures, FDR 0.05): {counts}."
     )
-    corners = values[faces]
-    use = np.isfinite(corners).sum(1) >= 2
-    if use.any():
-        drawn = np.nanmedian(corners[use], axis=1)
-        ax.tripcolor(
-            x, y, faces[use], drawn, cmap=colours, vmin=limits[0], vmax=limits[1], rasterized=True
+    alt = (
+        "Maps of the prediction's correlation for each subject, z_v beside z_B. Numbers by stream "
+        "are in the table of encoding results."
+    )
+    views = {"fig5_cortex": ("behind", "below"), "fig5_flat": ("flat",)}
+    yield from _maps(run, 5, names, scale, views, "fig5_volume", text, alt)
+
+
+def draw_best_layers(run: Run) -> Iterator[tuple[Any, Figure]]:
+    """Figure 7: the BERT layer that adds most to z_v."""
+    scale = best_layer_scale(run)
+    total = {row["subject"]: row for row in run.table("layers") if row["roi"] == "all"}
+    counts = "; ".join(
+        f"subject {s}: {total[str(s)]['n_significant']} of {total[str(s)]['n_voxels']}"
+        for s in run.subjects
+    )
+    text = (
+        "The BERT layer that adds most to z_v, {how}. Only voxels whose gain is significant (corrected "
+        f"for picking the best model, FDR 0.05): {counts} voxels. A single voxel's layer is unreliable."
+    )
+    alt = "Maps of the best BERT layer for each subject; means by stream are in the next figure."
+    views = {"fig7_best_layer": ("behind", "below", "flat")}
+    yield from _maps(
+        run, 7, {"best_layer": "best BERT layer"}, scale, views, "fig7_volume", text, alt
+    )
+
+
+def draw_gain(run: Run) -> Iterator[tuple[Any, Figure]]:
+    """Figure 8: what z_B adds to z_v."""
+    where = run.about["z_B_map"]
+    names = {"gain": "gain of z_B"}
+    scale = gain_scale(run)
+    text = (
+        "What z_B adds to z_v: R² of the joint model less that of z_v alone, test pictures, layer "
+        f"{where['state']}, {where['phase']} in the caption, fixed beforehand, "
+        "{how}. Only voxels whose "
+        f"gain is significant (bootstrap over pictures, FDR 0.05): {_counts(run, {'gain': ''})}."
+    )
+    alt = "Maps of the gain of z_B over z_v for each subject."
+    views = {"fig8_gain": ("behind", "below", "flat")}
+    yield from _maps(run, 8, names, scale, views, "fig8_volume", text, alt)
+
+
+def _maps(
+    run: Run, number: int, names: dict[str, str], scale: Scale, views: Mapping[str, tuple[str, ...]],
+    volume: str, text: str, alt: str,
+) -> Iterator[tuple[Any, Figure]]:  # fmt: skip
+    """Figures on the cortex, one for each of ``views``, and one of those who have no surface.
+
+    names: a map's name on disk -> its title. text: the caption, with {how} for how it is drawn.
+    """
+    on_surface = [s for s in run.subjects if s in run.about["on_surface"]]
+    others = [s for s in run.subjects if s not in on_surface]
+    left_out = ""
+    if on_surface and others:
+        left_out = (
+            f" Subject{'s' * (len(others) > 1)} {', '.join(map(str, others))}: no surface, see "
         )
-    used = np.unique(faces)
-    ax.set(xlim=(x[used].min(), x[used].max()), ylim=(y[used].min(), y[used].max()))
-    ax.set(xticks=[], yticks=[], aspect="equal")
-    ax.spines[:].set_visible(False)
+        left_out += "the projections of the volume."
+    for name, sides in views.items() if on_surface else ():
+        canvas = surface_grid(run, on_surface, names, scale, sides)
+        how = ON_CORTEX[sides]
+        if scale.ticks is None:
+            how += ", colours from vertex to vertex interpolated"
+        yield canvas, Figure(name, number, f"{text.format(how=how)} {FOLDS}{left_out}", alt)
+    if others:
+        how = "as the mean" if scale.ticks else "as the highest value"
+        how += " along each axis of the volume, as the transforms to the surface are missing"
+        how += f" for subject{'s' * (len(others) > 1)} {', '.join(map(str, others))}"
+        canvas = volume_grid(run, others, names, scale)
+        yield canvas, Figure(volume, number, text.format(how=how), alt)
 
 
-def _projections(
-    cells: Any, values: np.ndarray, colours: Any, limits: tuple[float, float], title: str
-) -> None:
-    """The highest value along x, y and z; axes as in the volume."""
-    filled = np.where(np.isfinite(values), values, -np.inf)
-    for axis, (ax, view) in enumerate(zip(cells, ("side", "back", "top"), strict=True)):
-        plane = filled.max(axis)
-        plane = np.where(np.isfinite(plane), plane, np.nan)
-        ax.imshow(plane.T, origin="lower", cmap=colours, vmin=limits[0], vmax=limits[1])
-        ax.set_facecolor("#eeeeee")
-        ax.set_title(f"{title}\n{view}", fontsize=8)
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
+def surface_grid(
+    run: Run, subjects: list[int], names: dict[str, str], scale: Scale, sides: tuple[str, ...]
+) -> Any:
+    """A row a subject; for each map its views, left and right hemisphere side by side."""
+    widths = [_view(side, hemi, 100).grey.shape[1] / 200 for side in sides for hemi in HEMIS]
+    room = WIDTH - 0.3 - len(names) * (0.06 * len(widths) + 0.15)
+    height = int(min(room / (len(names) * sum(widths)), 1.5) * DPI)
+    cells, left = [], 0.28 * DPI  # (map, view, hemisphere, x, width) in pixels
+    for name in names:
+        for side in sides:
+            for hemi in HEMIS:
+                width = _view(side, hemi, height).grey.shape[1] // 2
+                cells.append((name, side, hemi, left, width))
+                left += width + 0.03 * DPI
+            left += 0.06 * DPI
+        left += 0.15 * DPI
+    left -= 0.24 * DPI
+    grid = _Grid(left, len(subjects), height, 0.62 if len(names) > 1 else 0.45)
+    for name, title in names.items():
+        inside = [c for c in cells if c[0] == name]
+        if len(names) > 1:
+            grid.head(inside[0][3], inside[-1][3] + inside[-1][4], title, 0.5, bold=True)
+        for side in sides:
+            pair = [c for c in inside if c[1] == side]
+            grid.head(pair[0][3], pair[-1][3] + pair[-1][4], VIEW_TITLES[side], 0.3)
+            for _, _, hemi, x, width in pair:
+                grid.head(x, x + width, HEMIS[hemi], 0.14)
+    for row, subject in enumerate(subjects):
+        for name, side, hemi, x, width in cells:
+            values = run.surface(subject, name, hemi)
+            if values.shape != (10242,):
+                raise DataError(
+                    f"{run.target}/maps: {name} of subject {subject}, {hemi}: found {values.shape}, "
+                    "expected (10242,), fsaverage5; run the aggregate stage again"
+                )
+            view = _view(side, hemi, height)
+            picture = view.paint(values, scale.colours, scale.limits, mean=scale.ticks is None)
+            grid.picture(row, x, width, height, picture)
+        grid.label(row, f"subject {subject}")
+    return grid.with_bar(scale)
+
+
+def volume_grid(run: Run, subjects: list[int], names: dict[str, str], scale: Scale) -> Any:
+    """A row a subject; each map along x, y and z: the highest value, or of kinds the mean."""
+    volumes = {(s, name): shown_volume(run, s, name) for s in subjects for name in names}
+    shape = np.max([volume.shape for volume in volumes.values()], axis=0)
+    room = (WIDTH - 0.3) / len(names) - 0.4
+    scaled = min(room / (shape[1] + 2 * shape[0]), 1.2 / max(shape)) * DPI  # pixels a voxel
+    height = scaled * max(shape[2], shape[1])
+    cells, left = [], 0.28 * DPI
+    for name in names:
+        for axis, _ in PROJECTIONS.values():
+            width = scaled * (shape[1] if axis == 0 else shape[0])
+            cells.append((name, axis, left, width))
+            left += width + 0.08 * DPI
+        left += 0.1 * DPI
+    grid = _Grid(left, len(subjects), height, 0.72)
+    for name, title in names.items():
+        inside = [c for c in cells if c[0] == name]
+        grid.head(inside[0][2], inside[-1][2] + inside[-1][3], title, 0.6, bold=True)
+        for (_, _, x, width), (axis, words) in zip(inside, PROJECTIONS.values(), strict=True):
+            sides = words if axis == 0 else f"{words}\nleft     right"
+            grid.head(x, x + width, sides, 0.3)
+    for row, subject in enumerate(subjects):
+        for name, axis, x, width in cells:
+            plane = _project(volumes[subject, name], axis, mean=scale.ticks is not None)
+            ax = grid.axes(row, x, width, scaled * (shape[1] if axis == 2 else shape[2]))
+            ax.imshow(
+                plane.T, origin="lower", cmap=scale.colours, vmin=scale.limits[0],
+                vmax=scale.limits[1], interpolation="nearest",
+            )  # fmt: skip
+            ax.set(xticks=[], yticks=[], facecolor="#eeeeee")
+            ax.spines[:].set_visible(False)
+        grid.label(row, f"subject {subject}")
+    return grid.with_bar(scale)
+
+
+def _project(volume: np.ndarray, axis: int, mean: bool) -> np.ndarray:
+    """(X, Y, Z) along one axis; NaN where nothing is."""
+    known = np.isfinite(volume)
+    if mean:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(known, volume, 0).sum(axis) / known.sum(axis)
+    highest = np.where(known, volume, -np.inf).max(axis)
+    return np.where(np.isfinite(highest), highest, np.nan)
+
+
+class _Grid:
+    """Rows of pictures at exact pixels, titles above, a colour bar below; pixels of DPI."""
+
+    def __init__(self, width: float, rows: int, height: float, head: float):
+        import matplotlib.pyplot as plt
+
+        self.rows, self.height = rows, height + 0.08 * DPI
+        self.top = head * DPI
+        self.size = width, self.top + rows * self.height + 0.5 * DPI
+        self.canvas = plt.figure(figsize=(self.size[0] / DPI, self.size[1] / DPI))
+        self.page = self.canvas.add_axes((0, 0, 1, 1))
+        self.page.set_axis_off()
+
+    def axes(self, row: int, x: float, width: float, height: float) -> Any:
+        y = self.size[1] - self.top - row * self.height - self.height / 2 - height / 2
+        box = (x / self.size[0], y / self.size[1], width / self.size[0], height / self.size[1])
+        return self.canvas.add_axes(box)
+
+    def picture(self, row: int, x: float, width: float, height: float, picture: np.ndarray) -> None:
+        y = round(self.size[1] - self.top - row * self.height - self.height / 2 - height / 2)
+        box = (round(x), round(x) + width, y, y + height)
+        self.page.imshow(picture, extent=box, interpolation="none", aspect="auto")
+
+    def head(self, low: float, high: float, text: str, above: float, bold: bool = False) -> None:
+        x, y = (low + high) / 2 / self.size[0], 1 - (self.top - above * DPI) / self.size[1]
+        size, weight = (NORMAL + 1, "bold") if bold else (SMALL, "normal")
+        self.canvas.text(x, y, text, ha="center", va="top", fontsize=size, weight=weight)
+
+    def label(self, row: int, text: str) -> None:
+        y = 1 - (self.top + (row + 0.5) * self.height) / self.size[1]
+        x = 0.12 * DPI / self.size[0]
+        self.canvas.text(x, y, text, rotation=90, ha="center", va="center", fontsize=NORMAL)
+
+    def with_bar(self, scale: Scale) -> Any:
+        """The figure, its colour bar drawn."""
+        import matplotlib as mpl
+
+        width = min(2.4 * DPI, self.size[0] * 0.8)
+        box = (
+            (self.size[0] - width) / 2 / self.size[0], 0.38 * DPI / self.size[1],
+            width / self.size[0], 0.09 * DPI / self.size[1],
+        )  # fmt: skip
+        self.page.set(xlim=(0, self.size[0]), ylim=(0, self.size[1]))
+        mapped = mpl.cm.ScalarMappable(mpl.colors.Normalize(*scale.limits), scale.colours)
+        bar = self.canvas.colorbar(
+            mapped, cax=self.canvas.add_axes(box), ticks=scale.ticks, orientation="horizontal"
+        )
+        bar.set_label(scale.unit, fontsize=NORMAL, labelpad=2)
+        bar.outline.set_visible(False)
+        return self.canvas
+
+
+def _view(side: str, hemi: str, height: int) -> Any:
+    return flat_view(hemi, height) if side == "flat" else inflated_view(hemi, side, height)
+
+
+def _colours(name: str) -> Any:
+    import matplotlib as mpl
+
+    return mpl.colormaps[name]
+
+
+def _highest(run: Run, names: list[str], least: float) -> float:
+    """Upper end of a scale that all subjects share: 99.5 % of what is shown lies below."""
+    values = [shown_volume(run, s, name) for s in run.subjects for name in names]
+    found = np.concatenate([x[np.isfinite(x)] for x in values])
+    return max(float(np.quantile(found, 0.995)) if len(found) else 0.0, least)
+
+
+def _counts(run: Run, features: dict[str, str]) -> str:
+    """Significant voxels of each subject in words."""
+    parts = []
+    for s in run.subjects:
+        found = ", ".join(
+            f"{title} {significant(run, s, f).sum()}".strip() for f, title in features.items()
+        )
+        parts.append(f"subject {s}: {found} of {run.counts(s)['n_voxels']} voxels")
+    return "; ".join(parts)

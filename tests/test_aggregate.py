@@ -15,11 +15,13 @@ from scipy.stats import binomtest, norm, ttest_1samp
 from statsmodels.stats.multitest import fdrcorrection
 
 from nsdcap.aggregate import aggregate
+from nsdcap.config import dump, load
 from nsdcap.errors import DataError
 from nsdcap.metrics.captions import COCO_METRICS
 from nsdcap.metrics.clip import METRICS
 from nsdcap.metrics.pictures import pixcorr
 from nsdcap.metrics.similarity import wins
+from nsdcap.paths import config_file
 from nsdcap.plots_cortex import open_run
 
 # scores by Java have tests of their own
@@ -53,7 +55,7 @@ def planted_maps(r: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarra
     known = np.where(np.isnan(p), np.nan, r + rng.normal(0, 0.02, len(r)))
     return {
         "r": known, "p_permutation": p, "p_gaussian": np.minimum(p * 1.3, 1),
-        "p_fwe": np.minimum(p * 50, 1), "alpha": np.full(len(r), 2.0),
+        "p_fwe": np.minimum(p * 50, 1), "alpha": np.full(len(r), 2.154),
         "mean_r_error": np.linspace(0.01, 0.02, 8),
     }  # fmt: skip
 
@@ -71,6 +73,7 @@ def write_run(
     clip_shown = unit(rng.normal(size=(n, D)))
     for stage in ("prepare", "encode", "caption", "decode", "reconstruct"):
         (out / stage).mkdir(parents=True, exist_ok=True)
+    config_file(out).write_text(dump(load()))
     for subject in subjects:
         name = f"subj{subject:02d}"
         stream = write_prepare(out / f"prepare/{name}.h5", subject, rng, voxels)
@@ -98,7 +101,7 @@ def write_run(
                 group["alpha_index"] = rng.integers(1, 4, targets)
                 group["cv_r2"] = rng.normal(0.1, 0.05, targets).astype("f4")
                 group.attrs.update(gain=1.8, edge_share=0.25, n_targets=targets)
-                group.attrs["alphas"] = [0.5, 1.0, 2.0, 3.0]
+                group.attrs["alphas"] = [0.1, 1.0, 10.0, 100.0]
         with h5py.File(out / f"reconstruct/{name}.h5", "w") as file:
             file["nsd_id"], file["shown"], file["clip_shown"] = (
                 np.arange(n) + 100,
@@ -395,7 +398,32 @@ def test_pictures_are_the_planted_order(done):
 def test_decoding(done):
     row = pick(read_csv(done[1] / "tables/decoding.csv"), subject=1, latent="z_v")
     assert (row["n_targets"], row["gain"], row["edge_share"]) == ("40", "1.8", "0.25")
-    assert 1 <= float(row["alpha_median"]) <= 3
+    assert 1 <= float(row["alpha_median"]) <= 100
+
+
+def test_penalties_are_counted_on_the_grid_they_were_chosen_from(done):
+    out, target = done
+    rows = read_csv(target / "tables/alphas.csv")
+    with h5py.File(out / "decode/subj02.h5") as file:
+        index = file["c/alpha_index"][:]
+    for k, alpha in enumerate(("0.1", "1", "10", "100")):
+        row = pick(rows, subject=2, stage="decode", feature="c", alpha=alpha)
+        assert int(row["n"]) == (index == k).sum()
+    own = [row for row in rows if row["stage"] == "encode" and row["subject"] == "1"]
+    grid = load(config_file(out)).ridge.alphas
+    assert len(own) == len(grid) * (2 + 6 * len(STATES))
+    for row in own:  # two of 240 voxels never varied
+        assert int(row["n"]) == (238 if row["alpha"] == "2.154" else 0)
+
+
+def test_a_penalty_that_the_settings_do_not_have_is_refused(tmp_path):
+    write_run(tmp_path, [1], [0])
+    config_file(tmp_path).write_text("[ridge]\nalphas = [1.0, 10.0]\n")
+    with pytest.raises(DataError, match=r"config\.toml: ridge\.alphas has no 2\.154.*subject 1"):
+        aggregate(tmp_path, tmp_path / "t", [1], [0], log=lambda line: None)
+    config_file(tmp_path).unlink()
+    with pytest.raises(DataError, match=r"config\.toml: missing"):
+        aggregate(tmp_path, tmp_path / "t", [1], [0], log=lambda line: None)
 
 
 def test_every_gap_is_named(tmp_path):

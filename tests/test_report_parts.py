@@ -270,10 +270,10 @@ def test_numbers_come_from_the_results(run):
         early = int((file["stream"][:] == 1).sum())
     assert facts[1].roi_voxels["z"] == early
     assert (facts[1].sessions, facts[1].trials, facts[1].tests) == (3, 600, N_TEST)
-    assert facts[1].alphas["c"] == (0.5, 3.0, 4)
+    assert facts[1].alphas["c"] == (0.1, 100.0, 4)
     text = text_of(Config(), run, facts)
     for words in ("3 sessions", f"{N_TEST} pictures", "600 single trials", f"({early} voxels)",
-                  "4 penalties from 0.5 to 3", "40 numbers", "3.00 trials a picture"):  # fmt: skip
+                  "4 penalties from 0.1 to 100", "40 numbers", "3.00 trials a picture"):  # fmt: skip
         assert words in text
     uneven = {1: PAPERS, 2: replace(PAPERS, trials=1970)}
     assert "24,980 and 1,970 single trials" in text_of(Config(), run, uneven)
