@@ -27,24 +27,20 @@ import os
 import re
 import shutil
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256 as digest_of
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from nsdcap import weights
+from nsdcap.download import from_hub, from_url, size_at
 from nsdcap.dry_run import size as in_words
 from nsdcap.errors import DataError, NsdcapError, UsageError
 from nsdcap.hub import needed, reason
 from nsdcap.model_files import sha256
 from nsdcap.weights import LOCK, Entry
-
-PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -258,9 +254,7 @@ def plan(name: str, source: Source, locked: dict[str, Entry], staging: Path) -> 
     """
     if locked:
         _agree(name, source, locked)
-        return [
-            Item(path, entry, _fetcher(entry, source, staging)) for path, entry in locked.items()
-        ]
+        return [Item(path, entry, _fetcher(entry, staging)) for path, entry in locked.items()]
     if "://" in source.repo:
         return [_of_url(name, source, staging)]
     info = _info(source.repo, source.revision or "main")
@@ -274,7 +268,7 @@ def plan(name: str, source: Source, locked: dict[str, Entry], staging: Path) -> 
         entry = Entry(
             source.repo, info.sha, file, files[file].size, lfs.sha256 if lfs else "", licence
         )
-        found.append(Item(f"{name}/{file}", entry, _fetcher(entry, source, staging)))
+        found.append(Item(f"{name}/{file}", entry, _fetcher(entry, staging)))
     return found
 
 
@@ -356,73 +350,22 @@ def bring(folder: Path, item: Item, update: bool) -> Entry:
     return Entry(entry.repo, entry.revision, entry.file, n_bytes, found, entry.licence)
 
 
-def _fetcher(entry: Entry, source: Source, staging: Path) -> Callable[[Path], None]:
+def _fetcher(entry: Entry, staging: Path) -> Callable[[Path], None]:
     if "://" in entry.repo:
-        return lambda target: _from_url(entry.repo, entry.size, target)
-    return lambda target: _from_hub(entry, staging, target)
-
-
-def _from_hub(entry: Entry, staging: Path, target: Path) -> None:
-    """By huggingface_hub, which takes up a broken connection by itself, to a staging folder, then moved."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        got = hf_hub_download(entry.repo, entry.file, revision=entry.revision, local_dir=staging)
-    except Exception as error:
-        raise DataError(
-            f"{entry.repo}@{entry.revision}, {entry.file}: {reason(error, entry.repo)}"
-        ) from error
-    Path(got).replace(target)
+        return lambda target: from_url(entry.repo, entry.size, target)
+    return lambda target: from_hub(entry.repo, entry.revision, entry.file, staging, target)
 
 
 def _of_url(name: str, source: Source, staging: Path) -> Item:
-    """The item of a single file at a URL; its size is asked for, its SHA-256 is not known before."""
+    """The item of a single file at a URL; its SHA-256 is not known before."""
     file = Path(urlsplit(source.repo).path).name
-    with _opened(urllib.request.Request(source.repo, method="HEAD")) as answer:
-        n_bytes = int(answer.headers.get("Content-Length", -1))
+    n_bytes = size_at(source.repo)
     if n_bytes < 0 or not file:
         raise DataError(
             f"{source.repo}: the server does not tell a file's size; expected a file's URL"
         )
     entry = Entry(source.repo, "", file, n_bytes, "", source.licence or "not known: a plain URL")
-    return Item(f"{name}/{file}", entry, _fetcher(entry, source, staging))
-
-
-def _from_url(url: str, n_bytes: int, target: Path) -> None:
-    """A file by plain HTTP; what an earlier run has got of the same version is gone on from.
-
-    The version, by its ETag or date, stands in the name of the part, so never are two versions joined.
-    """
-    with _opened(urllib.request.Request(url, method="HEAD")) as answer:
-        version = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
-    mark = digest_of(f"{url} {version}".encode()).hexdigest()[:12]
-    part = target.with_name(f"{target.name}-{mark}")
-    for other in target.parent.glob(f"{target.name}-*"):
-        if other != part or not version:
-            other.unlink()
-    start = part.stat().st_size if part.exists() else 0
-    if start < n_bytes:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-        with _opened(request) as answer, part.open("ab" if answer.status == 206 else "wb") as file:
-            while piece := answer.read(PIECE):
-                file.write(piece)
-    if (got := part.stat().st_size) < n_bytes:
-        raise DataError(
-            f"{url}: ended after {got} of {n_bytes} bytes; the same command goes on there"
-        )
-    part.replace(target)
-
-
-def _opened(request: urllib.request.Request) -> Any:
-    try:
-        return urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as error:
-        raise DataError(
-            f"{request.full_url}: the server answered {error.code} {error.reason}"
-        ) from None
-    except (urllib.error.URLError, ValueError) as error:
-        why = getattr(error, "reason", error)
-        raise DataError(f"{request.full_url}: no network, it cannot be reached ({why})") from None
+    return Item(f"{name}/{file}", entry, _fetcher(entry, staging))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from nsdcap.tables_encoding import (
 )
 from nsdcap.tables_pictures import picture_rows
 
-INPUTS = ("prepare", "decode", "caption", "reconstruct", "encode")  # stages
+INPUTS = ("prepare", "decode", "caption", "reconstruct", "compare", "encode")  # stages
 
 
 def run(cell: Cell, config: Config, nsd: Any, out: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 Part = TypeVar("Part")
+Row = tuple[int, ...]
 
 
 def in_batches(
@@ -49,9 +50,15 @@ def in_batches(
 
 
 def joined(
-    compute: Callable[[slice], np.ndarray], total: int, batches: dict[str, int], what: str
-) -> np.ndarray:
+    compute: Callable[[slice], np.ndarray], total: int, batches: dict[str, int], what: str, row: Row,
+    dtype: str = "f4",
+) -> np.ndarray:  # fmt: skip
     """The parts of ``in_batches`` end to end. ``batches`` keeps the batch of ``what``: one that did not
-    fit is not tried again by the next call."""
+    fit is not tried again by the next call. ``row`` and ``dtype`` as of ``end_to_end``."""
     parts, batches[what] = in_batches(compute, total, batches[what], what)
-    return np.concatenate(parts)
+    return end_to_end(parts, row, dtype)
+
+
+def end_to_end(parts: list[np.ndarray], row: Row, dtype: str = "f4") -> np.ndarray:
+    """Parts one after another, (0, *row) where there are none; ``row`` is the shape of one row."""
+    return np.concatenate([np.empty((0, *row), dtype), *parts])

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from nsdcap import blip_original
-from nsdcap.batches import in_batches
+from nsdcap.batches import end_to_end, in_batches
 from nsdcap.config import PHASES, Caption, Models
 from nsdcap.devices import choose_device, quiet
-from nsdcap.errors import DataError, UsageError
+from nsdcap.errors import DataError
+from nsdcap.limits import check_lengths, check_picture_size
 from nsdcap.loading import load_part, reading
 from nsdcap.model_files import is_checkpoint
 
@@ -41,7 +42,8 @@ class Blip:
         The folder, hub id or file holds no BLIP captioner, or tensors that are missing, of another shape
         or none of a captioner's.
     UsageError
-        A picture size that is no multiple of the ViT's patch; a device that is not there.
+        A picture size that is no multiple of the ViT's patch; a length of captions that leaves no room
+        after the prompt, or is above the text decoder's positions; a device that is not there.
     """
 
     def __init__(self, models: Models, caption: Caption):
@@ -64,11 +66,9 @@ class Blip:
         images.do_normalize = models.normalise
         self.images, self.batch, self.caption = images, models.batch, caption
         text = self.model.config.text_config
-        self.prompt = [
-            text.bos_token_id,
-            *self.tokenizer(caption.prompt, add_special_tokens=False)["input_ids"],
-        ]
+        self.prompt = [text.bos_token_id, *self.tokens(caption.prompt)]
         self.end, self.pad = text.sep_token_id, text.pad_token_id
+        check_lengths(caption, len(self.prompt), text.max_position_embeddings)
 
     @property
     def states(self) -> int:
@@ -87,16 +87,28 @@ class Blip:
             output = self.model.vision_model(pixels.to(self.device, self.dtype))
             return output.last_hidden_state.float().cpu().numpy()
 
-        return np.concatenate(self._in_batches(see, len(pictures)))
+        vision = self.model.config.vision_config
+        tokens = (self.size // vision.patch_size) ** 2 + 1
+        parts = self._in_batches(see, len(pictures))
+        return end_to_end(parts, (tokens, vision.hidden_size))
 
-    @torch.inference_mode()
     def captions(self, z_v: np.ndarray) -> list[str]:
         """Captions written from z_v (n, tokens, width) float32 by the text decoder (paper 3.3).
 
         The same words as ``BlipForConditionalGeneration.generate`` gives for the picture itself.
         """
+        return self.texts(self.write(z_v))
 
-        def write(rows: slice) -> list[str]:
+    def texts(self, written: list[list[int]]) -> list[str]:
+        """What ``write`` gives as text, without special tokens."""
+        decoded = (self.tokenizer.decode(row, skip_special_tokens=True) for row in written)
+        return [" ".join(text.split()) for text in decoded]
+
+    @torch.inference_mode()
+    def write(self, z_v: np.ndarray) -> list[list[int]]:
+        """The tokens of a caption for each of z_v (n, tokens, width), between the prompt and the end."""
+
+        def generate(rows: slice) -> list[list[int]]:
             z = torch.as_tensor(z_v[rows]).to(self.device, self.dtype)
             prompt = torch.tensor([self.prompt] * len(z), device=self.device)
             written = self.model.text_decoder.generate(
@@ -114,17 +126,17 @@ class Blip:
                 repetition_penalty=self.caption.repetition_penalty,
                 do_sample=False,
             )
-            new = written[:, len(self.prompt) :]
-            decoded = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-            return [" ".join(text.split()) for text in decoded]
+            new = written[:, len(self.prompt) :].tolist()
+            return [row[: row.index(self.end)] if self.end in row else row for row in new]
 
-        return [text for part in self._in_batches(write, len(z_v)) for text in part]
+        return [row for part in self._in_batches(generate, len(z_v)) for row in part]
 
     @torch.inference_mode()
-    def text_states(self, z_v: np.ndarray, captions: list[str]) -> np.ndarray:
+    def text_states(self, z_v: np.ndarray, written: list[list[int]]) -> np.ndarray:
         """z_B: hidden states while a caption is written, by teacher forcing (paper 3.4).
 
-        z_v (n, tokens, width) float32 of the pictures, one caption each. The positions of the
+        z_v (n, tokens, width) float32 of the pictures, for each the tokens that ``write`` gave; ``tokens``
+        are those of a text, which may be cut into others than were written. The positions of the
         written tokens (neither the prompt nor padding) are cut into three equal parts and averaged; of one
         or two tokens, which the paper's shortest length allows, parts share a position. A caption in which
         nothing was written has the state of the prompt's last token, at which that was decided, in all
@@ -132,8 +144,7 @@ class Blip:
         """
 
         def read(rows: slice) -> np.ndarray:
-            z, texts = torch.as_tensor(z_v[rows]).to(self.device, self.dtype), captions[rows]
-            words = [self.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+            z, words = torch.as_tensor(z_v[rows]).to(self.device, self.dtype), written[rows]
             longest = max(map(len, words))
             padded = [self.prompt + row + [self.pad] * (longest - len(row)) for row in words]
             real = [
@@ -153,7 +164,12 @@ class Blip:
             z_b = torch.einsum("npl,nslw->nspw", weights.to(hidden), hidden)
             return z_b.cpu().numpy()
 
-        return np.concatenate(self._in_batches(read, len(z_v)))
+        width = self.model.config.text_config.hidden_size
+        return end_to_end(self._in_batches(read, len(z_v)), (self.states, len(PHASES), width))
+
+    def tokens(self, text: str) -> list[int]:
+        """A text's tokens, without special ones."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def _in_batches(self, compute: Callable[[slice], Part], total: int) -> list[Part]:
         parts, self.batch = in_batches(compute, total, self.batch, "BLIP")
@@ -165,11 +181,7 @@ class Blip:
         transformers' bicubic interpolation is BLIP's own.
         """
         vision = self.model.config.vision_config
-        if wanted % vision.patch_size:
-            raise UsageError(
-                f"models.picture_size: found {wanted}, expected a multiple of {vision.patch_size}, the "
-                "patch of models.blip's ViT"
-            )
+        check_picture_size(wanted, vision.patch_size)
         if wanted in (0, vision.image_size):
             return vision.image_size
         embeddings = self.model.vision_model.embeddings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import h5py
@@ -39,10 +39,9 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     """
     with h5py.File(artefact(out, Cell("decode", cell.subject)), "r") as file:
         ids = file["nsd_id"][:]
-    blip = Blip(config.models, config.caption)
     decoded = read_latent(out, cell.subject, "z_v", config)
     with_gain = read_latent(out, cell.subject, "z_v", config, gain="cv")
-    captions = _written(blip, {"brain": decoded, "brain_gain": with_gain}, cell, out)
+    captions = _written({"brain": decoded, "brain_gain": with_gain}, config, cell, out)
     del with_gain
     with open_features(out, None) as shared:
         captions["picture"] = list(shared["caption"].asstr()[:][rows_of(shared, ids)])
@@ -81,22 +80,26 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
 
 
 def _written(
-    blip: Blip, latents: dict[str, np.ndarray], cell: Cell, out: Path
+    latents: dict[str, np.ndarray], config: Config, cell: Cell, out: Path
 ) -> dict[str, list[str]]:
     """Captions from each arm's latents (n, tokens, width), kept batch by batch."""
+
+    @cache
+    def load() -> Blip:  # not where all parts are there
+        return Blip(config.models, config.caption)
+
+    def batch(own: np.ndarray) -> dict[str, list[str]]:
+        return {"texts": load().captions(own)}
+
     work = {
-        f"{arm}_{rows.start}-{rows.stop}": partial(_batch, blip, own[rows])
+        f"{arm}_{rows.start}-{rows.stop}": partial(batch, own[rows])
         for arm, own in latents.items()
-        for rows in blocks(len(own), blip.batch)
+        for rows in blocks(len(own), config.models.batch)
     }
     texts: dict[str, list[str]] = {arm: [] for arm in latents}
     for name, found in zip(work, in_order(out, cell, work), strict=True):
         texts[name.rpartition("_")[0]] += found["texts"].tolist()
     return texts
-
-
-def _batch(blip: Blip, latents: np.ndarray) -> dict[str, list[str]]:
-    return {"texts": blip.captions(latents)}
 
 
 def shuffled_mean(pairs: np.ndarray, seed: int, n_shuffles: int = SHUFFLES) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from typing import Any
 from nsdcap import __version__, config, parts, shards, weights
 from nsdcap.config import Config
 from nsdcap.errors import DataError, NsdcapError, bound
-from nsdcap.model_files import weights_sha256
+from nsdcap.hub import at_hand
 from nsdcap.paths import (
     DONE,
     FAILED,
@@ -88,6 +88,10 @@ class Ledger:
 
     def __init__(self, settings: Config, out: Path):
         self.settings, self.out, self.nsd = settings, out, open_nsd(settings)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Forget what was found outside."""
         self._depends: dict[Cell, dict[str, Any]] = {}
         self._common: dict[Cell, tuple[dict[str, Any], str]] = {}
         self._found: dict[tuple[str, Any], Any] = {}
@@ -178,10 +182,14 @@ class Ledger:
         beside, note = sidecar(self.out, cell), failure(self.out, cell)
         try:
             for model, where in weights.used(self.settings, stage.weights).items():
+                if at_hand(model, where):
+                    self._look_again()  # the signature names the commit that was fetched
                 weights.verify(f"models.{model}", where)
             settings = weights.pinned(self.settings, stage.weights)
+            hashes = weights.weights_sha256(settings, stage.weights)  # of what is about to be read
             function = getattr(importlib.import_module(module), name)
-            if before := parts.begin(self.out, cell, self.depends(cell)["signature"], force):
+            before = parts.begin(self.out, cell, self.depends(cell)["signature"], force)
+            if before and not stage.shared_out:  # which tells how many of them serve
                 print(f"{cell}: goes on after {before} finished parts", flush=True)
             if processes > 1 and stage.shared_out:
                 shards.share_out(settings, self.out, cell, processes)
@@ -193,7 +201,6 @@ class Ledger:
             note.write_text(f"{signature}\n{traceback.format_exc()}")
             raise
         ended = datetime.now(UTC).isoformat(timespec="seconds")
-        hashes = weights_sha256(settings.models, stage.weights)
         write_json(
             beside,
             {"cell": str(cell), "seconds": round(time.time() - start, 1), "ended": ended,

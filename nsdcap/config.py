@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import math
 import re
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from nsdcap.errors import UsageError
+from nsdcap.typed_toml import read_toml, to_toml, typed
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,6 +21,7 @@ else:
 STREAMS = ("early", "midventral", "midlateral", "midparietal", "ventral", "lateral", "parietal")
 MODEL_NAMES = ("blip", "diffusion", "clip")
 PHASES = ("early", "mid", "late")  # of writing a caption
+ARMS = ("caption", "direct", "coarse")  # of pictures; coarse: where the other two start
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,9 @@ class Models:
     blip_tokenizer: str = "bert-base-uncased"  # a .pth holds no vocabulary; unused with a folder
     diffusion: str = "CompVis/stable-diffusion-v1-4"
     clip: str = "openai/clip-vit-base-patch32"
+    backbones: str = (
+        ""  # a folder of weights of the networks that score pictures; empty: not computed
+    )
     device: str = "auto"
     dtype: str = "float32"  # bfloat16 or float16 on GPUs: half the memory
     picture_size: int = 0  # BLIP's; 0: the size in its own configuration
@@ -209,7 +210,7 @@ def load(
         raise UsageError(f"preset: found {preset!r}, expected one of {', '.join(PRESETS)}")
     merged = _merge(PRESETS[preset], given)
     merged["preset"] = preset
-    config = _build(Config, merged, "")
+    config = Config(**typed(Config, merged))
     _check(config)
     return config
 
@@ -219,34 +220,11 @@ def dump(config: Config) -> str:
     top, sections = [], []
     for key, value in dataclasses.asdict(config).items():
         if isinstance(value, dict):
-            lines = [f"{name} = {_toml(item)}" for name, item in value.items()]
+            lines = [f"{name} = {to_toml(item)}" for name, item in value.items()]
             sections.append("\n".join([f"\n[{key}]", *lines]))
         else:
-            top.append(f"{key} = {_toml(value)}")
+            top.append(f"{key} = {to_toml(value)}")
     return "\n".join([*top, *sections]) + "\n"
-
-
-def _toml(value: Any) -> str:
-    """One value; JSON's notation of strings, numbers, booleans and lists is TOML's too."""
-    if isinstance(value, float) and value == int(value) and abs(value) < 1e15:
-        return f"{value:.1f}"
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
-
-
-def read_toml(file: Path, option: str, advice: str) -> dict[str, Any]:
-    """A TOML file that ``option`` named.
-
-    Raises
-    ------
-    UsageError
-        The file cannot be read, or is not TOML, with ``advice``.
-    """
-    try:
-        return tomllib.loads(file.read_text())
-    except OSError as error:
-        raise UsageError(f"{option} {file}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{option} {file}: not TOML ({error}); {advice}") from None
 
 
 def _assign(given: dict[str, Any], setting: str) -> None:
@@ -273,63 +251,6 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
-
-
-def _build(kind: type, values: Any, where: str) -> Any:
-    """A dataclass from a table, each value checked against its field's type."""
-    return kind(**typed(kind, values, where))
-
-
-def typed(kind: type, values: Any, where: str = "") -> dict[str, Any]:
-    """What a table gives of a dataclass's fields, each value checked against its field's type.
-
-    ``where`` stands before a key's name in errors, as in "ridge.". Lists become tuples.
-
-    Raises
-    ------
-    UsageError
-        Not a table, an unknown key (the nearest known one is named), a value of another type.
-    """
-    if not isinstance(values, dict):
-        raise UsageError(f"setting {where.rstrip('.')}: found {values!r}, expected a section")
-    hints = get_type_hints(kind)
-    for key in values:
-        check_name(key, hints, where)
-    return {key: _value(hints[key], values[key], where + key) for key in values}
-
-
-def check_name(key: str, known: Iterable[str], where: str) -> None:
-    """Raise UsageError where ``key`` is none of ``known``."""
-    if key not in known:
-        near = difflib.get_close_matches(key, known, 1)
-        hint = f"did you mean {where}{near[0]}?" if near else f"known: {', '.join(known)}"
-        raise UsageError(f"unknown setting {where}{key}: {hint}")
-
-
-def _value(kind: Any, value: Any, name: str) -> Any:
-    if kind is Any:
-        return value
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, name + ".")  # type: ignore[arg-type]
-    if get_origin(kind) is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_value(get_args(kind)[0], item, name) for item in items)
-    if get_origin(kind) is dict:
-        if not isinstance(value, dict):
-            raise UsageError(f"setting {name}: found {value!r}, expected a section")
-        return {
-            key: _value(get_args(kind)[1], item, f"{name}.{key}") for key, item in value.items()
-        }
-    if isinstance(kind, UnionType):
-        if not isinstance(value, get_args(kind)):
-            expected = " or ".join(one.__name__ for one in get_args(kind))
-            raise UsageError(f"setting {name}: found {value!r}, expected {expected}")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UsageError(f"setting {name}: found {value!r}, expected {kind.__name__}")
-    return value
 
 
 def _check(config: Config) -> None:

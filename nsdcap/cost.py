@@ -28,6 +28,9 @@ CHUNK = 0.5e-3  # seconds to read a voxel's session, a piece of its own in NSD's
 DOUBLE = 2.0  # times that float64 takes
 FACTORISE = 4.0  # times that eigenvectors and inverses take, which many cores hasten little
 WRITE = 20.0  # times that a captioner takes token by token
+RESEMBLE = 0.06  # seconds of one core to hold the pixels of a picture against another's
+NETWORKS = 27e9  # operations of all networks that score a picture
+FEATURES = 0.97e6  # bytes of its features
 AGGREGATE = 120.0  # seconds a subject's tables and figures take
 PATIENCE = 3600.0  # seconds from which a cell on the CPU is given more cores
 MOST_CORES, GPU_CORES = 16, 4  # on the CPU, and beside a GPU
@@ -82,7 +85,7 @@ class Costs:
         if cell.stage == "encode":
             return encode(data, self.models, self.config, joint=cell.layer is not None)
         stage = {"prepare": prepare, "decode": decode, "caption": caption,
-                 "reconstruct": reconstruct, "kernel": kernel}[cell.stage]  # fmt: skip
+                 "reconstruct": reconstruct, "compare": compare, "kernel": kernel}[cell.stage]  # fmt: skip
         return stage(data, self.models, self.config)
 
 
@@ -204,6 +207,24 @@ def reconstruct(data: DataSizes, models: ModelSizes, config: Config) -> Cost:
         f"{pictures:,} pictures, {passes:,} passes of the UNet", work, config.models.device != "cpu",
         memory + _held(models, "diffusion", "clip"),
         read=4.0 * m * (models.c + models.z), written=pixels * m * (2 + 2 * settings.samples),
+    )  # fmt: skip
+
+
+def compare(data: DataSizes, models: ModelSizes, config: Config) -> Cost:
+    """Memory: features of the shown pictures, a batch's activations and all pairs' similarities."""
+    m, samples = data.tests, config.reconstruct.samples
+    seen = bool(config.models.backbones)
+    gpu = seen and config.models.device != "cpu"
+    pairs = m * (2 * samples + 2)
+    pixels = RESEMBLE * pairs / (GPU_CORES if gpu else 1)
+    work = m * (2 * samples + 2) * NETWORKS if seen else 0.0
+    memory = min(m, 1024) * FEATURES + (2 * samples + 1) * 2 * 4.0 * m**2 if seen else 0.0
+    memory += config.models.batch * 50e6 if seen else 0.0
+    return _cost(
+        f"{pairs:,} pairs of pictures", work + (0 if gpu else pixels * CORE_FLOPS), gpu,
+        memory + TORCH + PYTHON,
+        read=(1 + 4 * seen) * 3.0 * config.reconstruct.size**2 * m * (2 + 2 * samples),
+        written=4.0 * m * 12 * (2 * samples + 1), seconds=pixels if gpu else 0.0,
     )  # fmt: skip
 
 

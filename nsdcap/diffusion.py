@@ -11,7 +11,7 @@ from PIL import Image
 from nsdcap.batches import joined
 from nsdcap.config import Models, Reconstruct
 from nsdcap.devices import choose_device, quiet
-from nsdcap.errors import DataError
+from nsdcap.limits import check_sizes
 from nsdcap.loading import load_part, reading
 
 
@@ -39,8 +39,9 @@ class Diffusion:
     Raises
     ------
     DataError
-        The folder holds no such model, or tensors are missing or surplus; a size is not a multiple of
-        the autoencoder's reduction.
+        The folder holds no such model, or tensors are missing or surplus.
+    UsageError
+        A size that is not a multiple of the autoencoder's reduction; a device that is not there.
     """
 
     def __init__(self, models: Models, settings: Reconstruct):
@@ -61,7 +62,7 @@ class Diffusion:
             self.scheduler = DDIMScheduler.from_pretrained(
                 where, subfolder="scheduler", clip_sample=False
             )
-        self.reduction = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.reduction = check_sizes(settings, self.vae.config)
         self.settings = settings
         self.batches = {
             "z": models.batch,
@@ -69,12 +70,6 @@ class Diffusion:
             "c": models.batch,
             "reconstructions": settings.batch,
         }
-        for size in ("coarse_size", "size"):
-            if getattr(settings, size) % self.reduction:
-                raise DataError(
-                    f"reconstruct.{size}: found {getattr(settings, size)}, expected a multiple of "
-                    f"{self.reduction}, by which the autoencoder of {where!r} reduces"
-                )
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
         """(channels, s, s) of the latent of a picture of ``size`` pixels a side."""
@@ -98,7 +93,7 @@ class Diffusion:
                 code = code + posterior.std * torch.as_tensor(noise[rows], device=self.device)
             return (code * self.vae.config.scaling_factor).cpu().numpy()
 
-        return joined(part, len(pictures), self.batches, "z")
+        return joined(part, len(pictures), self.batches, "z", self.latent_shape(size))
 
     @torch.inference_mode()
     def decode(self, z: np.ndarray) -> np.ndarray:
@@ -108,7 +103,8 @@ class Diffusion:
             code = torch.as_tensor(z[rows], device=self.device) / self.vae.config.scaling_factor
             return self._to_pictures(self.vae.decode(code).sample)
 
-        return joined(part, len(z), self.batches, "pictures of z")
+        height, width = (side * self.reduction for side in z.shape[2:])
+        return joined(part, len(z), self.batches, "pictures of z", (height, width, 3), "u1")
 
     @torch.inference_mode()
     def text_latents(self, texts: list[str]) -> np.ndarray:
@@ -124,7 +120,8 @@ class Diffusion:
             )["input_ids"].to(self.device)
             return self.text_encoder(ids).last_hidden_state.cpu().numpy()
 
-        return joined(part, len(texts), self.batches, "c")
+        row = (self.tokenizer.model_max_length, self.text_encoder.config.hidden_size)
+        return joined(part, len(texts), self.batches, "c", row)
 
     def coarse(self, z: np.ndarray) -> np.ndarray:
         """Pictures (n, size, size, 3) uint8 decoded from z at coarse size and resized: step 3's start."""
@@ -175,7 +172,8 @@ class Diffusion:
                 z = scheduler.step(guided, t, z, eta=0.0).prev_sample
             return z.cpu().numpy()
 
-        return joined(part, len(coarse), self.batches, "reconstructions")
+        row = self.latent_shape(settings.size)
+        return joined(part, len(coarse), self.batches, "reconstructions", row)
 
     def noise(self, seed: int, subject: int, nsd_ids: np.ndarray, sample: int) -> np.ndarray:
         """Starting noise (n, channels, s, s) float32, drawn on the CPU from its names alone.
@@ -187,14 +185,11 @@ class Diffusion:
         if self.settings.noise == "same":
             one = np.random.default_rng([seed, sample]).standard_normal(shape, np.float32)
             return np.repeat(one[None], len(nsd_ids), 0)
-        return np.stack(
-            [
-                np.random.default_rng([seed, subject, int(i), sample]).standard_normal(
-                    shape, np.float32
-                )
-                for i in nsd_ids
-            ]
-        )
+        found = np.empty((len(nsd_ids), *shape), np.float32)
+        for to, nsd_id in zip(found, nsd_ids, strict=True):
+            rng = np.random.default_rng([seed, subject, int(nsd_id), sample])
+            rng.standard_normal(dtype=np.float32, out=to)
+        return found
 
     def _to_tensor(self, pictures: np.ndarray) -> torch.Tensor:
         """(n, h, w, 3) uint8 -> (n, 3, h, w) float32 in -1..1 on the device."""
@@ -212,9 +207,8 @@ def resize(pictures: np.ndarray, size: int) -> np.ndarray:
     """Pictures (n, h, w, 3) uint8 resized to (n, size, size, 3) by antialiased bicubic filtering."""
     if pictures.shape[1:3] == (size, size):
         return pictures
-    return np.stack(
-        [
-            np.asarray(Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC))
-            for p in pictures
-        ]
-    )
+    found = np.empty((len(pictures), size, size, 3), np.uint8)
+    for to, picture in zip(found, pictures, strict=True):
+        small = Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC)
+        to[:] = np.asarray(small)
+    return found

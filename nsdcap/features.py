@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from nsdcap.blip import Blip
 from nsdcap.cells import sessions_of
 from nsdcap.config import Config
 from nsdcap.diffusion import Diffusion
+from nsdcap.errors import DataError
 from nsdcap.nsd import NSD
 from nsdcap.paths import Cell, artefact
 from nsdcap.progress import track
@@ -42,18 +44,26 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     one's own axes; ``caption`` (n,) strings. Memory: one batch of ``models.batch`` pictures, which is
     kept as a part.
     """
-    ids = needed_pictures(nsd, cell.subject, sessions_of(config, nsd, cell.subject))
+    sessions = sessions_of(config, nsd, cell.subject)
+    ids = needed_pictures(nsd, cell.subject, sessions)
+    if not len(ids):
+        which = "shared pictures" if cell.subject is None else "pictures of the subject's own"
+        raise DataError(
+            f"{cell}: found no {which} in the first {len(sessions)} sessions; raise data.sessions"
+        )
     references = nsd.captions(ids)
-    blip = Blip(config.models, config.caption)
-    diffusion = Diffusion(config.models, config.reconstruct)
+
+    @cache
+    def load() -> tuple[Blip, Diffusion]:  # not where all parts are there
+        models = config.models
+        return Blip(models, config.caption), Diffusion(models, config.reconstruct)
+
     with h5py.File(target, "w") as file:
         file["nsd_id"] = ids
         captions = file.create_dataset("caption", len(ids), h5py.string_dtype())
         batches = list(blocks(len(ids), config.models.batch))
         work = {
-            f"{rows.start}-{rows.stop}": partial(
-                _batch, ids[rows], references, nsd, blip, diffusion, config
-            )
+            f"{rows.start}-{rows.stop}": partial(_batch, ids[rows], references, nsd, load, config)
             for rows in batches
         }
         parts = in_order(out, cell, work)
@@ -64,17 +74,18 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
 
 
 def _batch(
-    ids: np.ndarray, references: dict[int, list[str]], nsd: NSD, blip: Blip, diffusion: Diffusion,
-    config: Config,
+    ids: np.ndarray, references: dict[int, list[str]], nsd: NSD,
+    load: Callable[[], tuple[Blip, Diffusion]], config: Config,
 ) -> dict[str, Any]:  # fmt: skip
     """All that is computed of some pictures."""
+    blip, diffusion = load()
     pictures = nsd.pictures(ids)  # (b, 425, 425, 3)
     z_v = blip.features(pictures)
-    texts = blip.captions(z_v)
+    written = blip.write(z_v)
     return {
-        "caption": texts,
+        "caption": blip.texts(written),
         "z_v": z_v,
-        "z_B": blip.text_states(z_v, texts),
+        "z_B": blip.text_states(z_v, written),
         "z": diffusion.encode(
             pictures, config.reconstruct.coarse_size, posterior_noise(diffusion, ids, config)
         ),
@@ -87,12 +98,10 @@ def posterior_noise(diffusion: Diffusion, nsd_ids: np.ndarray, config: Config) -
     if config.reconstruct.posterior == "mean":
         return None
     shape = diffusion.latent_shape(config.reconstruct.coarse_size)
-    return np.stack(
-        [
-            np.random.default_rng([config.seed, i]).standard_normal(shape, np.float32)
-            for i in nsd_ids
-        ]
-    )
+    found = np.empty((len(nsd_ids), *shape), np.float32)
+    for to, nsd_id in zip(found, nsd_ids, strict=True):
+        np.random.default_rng([config.seed, nsd_id]).standard_normal(dtype=np.float32, out=to)
+    return found
 
 
 def mean_text_latents(diffusion: Diffusion, references: list[list[str]]) -> np.ndarray:

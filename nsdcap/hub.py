@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from nsdcap.errors import DataError, first_line
-from nsdcap.weights import snapshot
+from nsdcap.weights import is_path, missing, offline, snapshot
 
 TOKENIZER = (
     "config.json", "tokenizer_config.json", "tokenizer.json", "vocab.txt", "vocab.json", "merges.txt",
@@ -51,6 +51,22 @@ def _plain(base: str, ending: str) -> bool:
     stem, _, rest = base.removesuffix(ending).partition("-")
     parted = not rest or (rest[:5].isdigit() and "-of-" in rest and "." not in rest)
     return base.endswith(ending) and stem in STEMS and parted
+
+
+def at_hand(model: str, where: str) -> bool:
+    """See to it that a model is on this disk; a hub id is fetched to the cache. Returns whether it was.
+
+    Raises
+    ------
+    DataError
+        It is not there, and the network is not to be used: the command that fetches it. Or as ``to_cache``.
+    """
+    gap = missing(model, where)
+    if gap and (is_path(where) or offline()):
+        raise DataError(gap)
+    if gap:
+        to_cache(f"models.{model}", where, tokenizer_only=model.endswith("tokenizer"))
+    return bool(gap)
 
 
 def to_cache(setting: str, repo: str, tokenizer_only: bool = False) -> None:

@@ -351,8 +351,9 @@ def tell(ledger: Ledger, cells: list[Cell], site: Site | None, options: argparse
     except jobs.QueueError as error:
         print(f"note: {error}; arrays of up to {limit} tasks are assumed")
     found, known = submit.settle(ledger, cells, rows, site, options.retry_failed, options.force)
-    tell_plan(ledger, cells, options.force, submit.words(found, known))
     ready = submit.arrays(ledger, found, known, site, sbatch.needed_resources(ledger, site), limit)
+    asked = {cell: planned.resources for planned in ready for cell in planned.array.cells}
+    tell_plan(ledger, cells, options.force, submit.words(found, known), asked)
     told: dict[tuple[str, str], list[int]] = {}
     for planned in ready:
         kind = script(ledger, site, planned, options.force)

@@ -1,16 +1,21 @@
-"""Where models are read from, and the SHA-256 of their weights."""
+"""Where models are read from, which files of theirs are, and the SHA-256 of a file."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+import json
+from functools import cache
 from pathlib import Path
 
 from nsdcap.config import MODEL_NAMES, Models
 
-# a folder's weights: the first of these that it holds, as transformers and diffusers choose
-WEIGHTS = ("*.safetensors", "*pytorch_model*.bin")
+PARTS = ("unet", "vae", "text_encoder")  # of a diffusion model that hold weights
+# a folder's weights: the first of these that it holds. diffusers looks for its index first, transformers last.
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors",
+    "model.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 ORIGINALS = (".pth", ".pt")  # of BLIP's own code
 
 
@@ -23,11 +28,14 @@ def is_checkpoint(where: str) -> bool:
 def sources(models: Models) -> dict[str, str]:
     """Folders, files or hub ids that models are read from, by the name of their setting.
 
-    BLIP's tokenizer is one only beside a checkpoint file, which holds no vocabulary.
+    BLIP's tokenizer is one only beside a checkpoint file, which holds no vocabulary; the folder of
+    backbones only where one is given.
     """
     found = {name: getattr(models, name) for name in MODEL_NAMES}
     if is_checkpoint(models.blip):
         found["blip_tokenizer"] = models.blip_tokenizer
+    if models.backbones:
+        found["backbones"] = models.backbones
     return found
 
 
@@ -41,36 +49,45 @@ def local(models: Models) -> dict[str, Path]:
     }
 
 
-def weights_sha256(models: Models, names: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of the weights of some models, by "model/file".
+def loaded(name: str, where: str) -> dict[str, Path]:
+    """The files of weights that the classes read of a model in a folder or file, by "name/file".
 
-    Of a hub id those that the Hugging Face cache holds. About a second a gigabyte, once in a process.
+    Neither variants, such as half precision, nor other formats that lie beside them.
     """
-    return {
-        f"{name}/{label}": _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)
-        for name in names
-        for label, path in _weights(getattr(models, name))
-    }
-
-
-def _weights(where: str) -> Iterator[tuple[str, Path]]:
     path = Path(where)
     if path.is_file():
-        yield path.name, path
-        return
-    if not path.is_dir():
-        from huggingface_hub import snapshot_download
-
-        path = Path(snapshot_download(where, local_files_only=True))
-    for folder in sorted({path, *(inner for inner in path.rglob("*") if inner.is_dir())}):
-        found = (sorted(folder.glob(pattern)) for pattern in WEIGHTS)
-        for file in next(filter(None, found), []):
-            yield str(file.relative_to(path)), file
+        return {f"{name}/{path.name}": path}
+    if name == "backbones":
+        return {f"{name}/{file.name}": file for file in sorted(path.glob("*.pth*"))}
+    places = (path / part for part in PARTS) if name == "diffusion" else (path,)
+    files = [file for place in places for file in _chosen(place)]
+    return {f"{name}/{file.relative_to(path)}": file for file in files}
 
 
-@lru_cache
-def _sha256(path: Path, size: int, changed: int) -> str:
-    """``size`` and ``changed`` only tell one state of a file from another."""
+def _chosen(folder: Path) -> list[Path]:
+    """A folder's weights, or the shards of its index, as transformers and diffusers choose."""
+    for name in WEIGHTS:
+        file = folder / name
+        if file.is_file():
+            if file.suffix != ".json":
+                return [file]
+            try:
+                shards = set(json.loads(file.read_text())["weight_map"].values())
+            except (ValueError, KeyError, TypeError, AttributeError):
+                return []  # what is broken or missing they tell best, as they load
+            return [shard for name in sorted(shards) if (shard := folder / name).is_file()]
+    return []
+
+
+def known_sha256(path: Path) -> str:
+    """``sha256``, computed once in a process for each state of a file by size, time of writing and time
+    of change."""
+    stat = path.stat()
+    return _known(path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@cache
+def _known(path: Path, *state: int) -> str:
     return sha256(path)
 
 

@@ -12,21 +12,24 @@ from __future__ import annotations
 
 import csv
 import json
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import h5py
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.openers import ImageOpener
 
 from nsdcap.errors import DataError
+from nsdcap.nsd_read import (
+    UNREADABLE,
+    find_dataset,
+    inside,
+    load_image,
+    must_exist,
+    open_hdf5,
+    read_volume,
+)
 
 TRIALS_PER_SESSION = 750
 SESSIONS = 40
@@ -34,7 +37,6 @@ SUBJECTS = 8
 SHARED = 1000  # the first so many of a subject's 10,000 pictures are shown to every subject
 BETAS_SCALE = 300.0  # betas are stored as int16: percent signal change x 300
 PICTURE_SHAPE = (425, 425, 3)
-UNREADABLE = (OSError, EOFError, zlib.error, ImageFileError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class NSD:
     @cached_property
     def _design(self) -> dict[str, np.ndarray]:
         path = Path(self.root) / "nsddata/experiments/nsd/nsd_expdesign.mat"
-        _must_exist(path)
+        must_exist(path)
         shapes = {
             "masterordering": (1, SESSIONS * TRIALS_PER_SESSION),
             "subjectim": (SUBJECTS, 10000),
@@ -146,7 +148,7 @@ class NSD:
     def roi(self, subject: int, name: str = "streams") -> tuple[np.ndarray, np.ndarray]:
         """Labels of an ROI file, (X, Y, Z) int16, negative outside it, and its affine (4, 4)."""
         path = self.subject_dir(subject) / self.space / "roi" / f"{name}.nii.gz"
-        values, affine = _read_volume(path)
+        values, affine = read_volume(path)
         if not np.array_equal(values, np.rint(values)):
             raise DataError(f"{path} holds fractions, expected whole labels; fetch it again.")
         return values.astype(np.int16), affine
@@ -154,7 +156,7 @@ class NSD:
     def stream_labels(self, subject: int) -> dict[str, int]:
         """Name -> label of the streams atlas, from the subject's ``streams.mgz.ctab``."""
         path = Path(self.root) / f"nsddata/freesurfer/subj{subject:02d}/label/streams.mgz.ctab"
-        _must_exist(path)
+        must_exist(path)
         labels = {}
         for line in path.read_text().splitlines():
             fields = line.split()
@@ -170,13 +172,13 @@ class NSD:
         path = self.betas_dir(subject) / f"{name}.nii.gz"
         if not path.exists():
             path = self.subject_dir(subject) / self.space / f"{name}.nii.gz"
-        return _read_volume(path)[0]
+        return read_volume(path)[0]
 
     def ncsnr(self, subject: int, xyz: np.ndarray) -> np.ndarray:
         """Noise-ceiling signal-to-noise ratio of voxels ``xyz`` (n, 3): (n,) float32."""
         path = self.betas_dir(subject) / "ncsnr.nii.gz"
-        values = _read_volume(path)[0]
-        x, y, z = _inside(xyz, values.shape, path).T
+        values = read_volume(path)[0]
+        x, y, z = inside(xyz, values.shape, path).T
         return values[x, y, z]
 
     # --- betas ------------------------------------------------------------------------------
@@ -188,10 +190,10 @@ class NSD:
         """
         path = self.betas_file(subject, session)
         if path.suffix == ".hdf5":
-            with _open_hdf5(path) as file:
-                t, z, y, x = _dataset(file, path, "betas", "i2", 4).shape
+            with open_hdf5(path) as file:
+                t, z, y, x = find_dataset(file, path, "betas", "i2", 4).shape
         else:
-            image = _load_image(path)
+            image = load_image(path)
             if image.get_data_dtype() != np.int16 or len(image.shape) != 4:
                 raise DataError(
                     f"{path}: {image.get_data_dtype()} {image.shape}, expected int16"
@@ -214,17 +216,17 @@ class NSD:
         """
         shape = self.betas_shape(subject, session)
         path = self.betas_file(subject, session)
-        voxels = _inside(xyz, shape, path)
+        voxels = inside(xyz, shape, path)
         by_voxel = np.empty((len(voxels), TRIALS_PER_SESSION), dtype=np.int16)
         if path.suffix == ".hdf5":
-            with _open_hdf5(path) as file:
+            with open_hdf5(path) as file:
                 dataset = file["betas"]
                 # chunks are (750, 1, 1, 1) and lie in the order of z, y, x
                 for i in np.lexsort(voxels.T).tolist():
                     x, y, z = voxels[i]
                     by_voxel[i] = dataset[:, z, y, x]
         else:
-            image = _load_image(path)
+            image = load_image(path)
             flat = np.ravel_multi_index(tuple(voxels.T), shape, order="F")
             n_bytes = int(np.prod(shape)) * 2
             stored = image.get_data_dtype().newbyteorder(image.header.endianness)
@@ -250,8 +252,8 @@ class NSD:
         ids = np.asarray(nsd_ids, dtype=np.int64).reshape(-1)
         path = Path(self.root) / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
         found = np.empty((len(ids), *PICTURE_SHAPE), dtype=np.uint8)
-        with _open_hdf5(path) as file:
-            dataset = _dataset(file, path, "imgBrick", "u1", 4)
+        with open_hdf5(path) as file:
+            dataset = find_dataset(file, path, "imgBrick", "u1", 4)
             if dataset.shape[1:] != PICTURE_SHAPE:
                 raise DataError(
                     f"{path}: pictures of {dataset.shape[1:]}, expected {PICTURE_SHAPE}."
@@ -283,7 +285,7 @@ class NSD:
         wanted = {int(i) for i in nsd_ids}
         info = Path(self.root) / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
         by_split: dict[str, dict[int, int]] = {}
-        _must_exist(info)
+        must_exist(info)
         with info.open(newline="") as file:
             try:
                 for row in csv.DictReader(file):
@@ -297,7 +299,7 @@ class NSD:
         folder = Path(self.coco_dir) if self.coco_dir else Path(self.root) / "annotations"
         for split, by_coco in sorted(by_split.items()):
             path = folder / f"captions_{split}.json"
-            _must_exist(path, "; the folder is the setting coco_dir")
+            must_exist(path, "; the folder is the setting coco_dir")
             try:
                 for entry in json.loads(path.read_bytes())["annotations"]:
                     if (shown := by_coco.get(entry["image_id"])) is not None:
@@ -343,64 +345,3 @@ def voxels_of(labels: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
 def _check_subject(subject: int) -> None:
     if subject not in range(1, SUBJECTS + 1):
         raise DataError(f"subject {subject}: NSD has subjects 1 to {SUBJECTS}.")
-
-
-def _must_exist(path: Path, hint: str = "; check the NSD root, or fetch the file") -> None:
-    if not path.is_file():
-        raise DataError(f"{path} does not exist{hint}.")
-
-
-def _load_image(path: Path) -> Any:
-    _must_exist(path)
-    try:
-        return nib.load(path)
-    except UNREADABLE as error:
-        raise DataError(f"{path} cannot be read ({error}); fetch it again.") from error
-
-
-def _read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(X, Y, Z) float32 and the affine (4, 4) of a NIfTI file."""
-    image = _load_image(path)
-    try:
-        values = np.asarray(image.dataobj, dtype=np.float32)
-    except UNREADABLE as error:
-        raise DataError(f"{path} is broken ({error}); fetch it again.") from error
-    if values.ndim != 3:
-        raise DataError(f"{path} has shape {values.shape}, expected one volume (X, Y, Z).")
-    return values, np.asarray(image.affine, dtype=np.float64)
-
-
-def _inside(xyz: np.ndarray, shape: tuple[int, ...], path: Path) -> np.ndarray:
-    """``xyz`` (n, 3) as int64, or DataError when a voxel lies outside ``shape``."""
-    voxels = np.asarray(xyz, dtype=np.int64)
-    if voxels.ndim != 2 or voxels.shape[1] != 3:
-        raise DataError(f"voxels have shape {voxels.shape}, expected (n_voxels, 3).")
-    if np.any(voxels < 0) or np.any(voxels >= shape):
-        raise DataError(
-            f"{path} has a volume of {tuple(shape)}, but voxels up to"
-            f" {tuple(voxels.max(0).tolist())} are asked; take ROI and betas of the same subject."
-        )
-    return voxels
-
-
-@contextmanager
-def _open_hdf5(path: Path) -> Iterator[h5py.File]:
-    """An HDF5 file for reading; HDF5's errors, here or while it is read, become DataError."""
-    _must_exist(path)
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path} is truncated or broken ({error}); fetch it again.") from error
-
-
-def _dataset(file: h5py.File, path: Path, name: str, dtype: str, ndim: int) -> h5py.Dataset:
-    dataset = file.get(name)
-    if not isinstance(dataset, h5py.Dataset):
-        raise DataError(f"{path} has no dataset {name!r}, only {list(file)}; fetch it again.")
-    if dataset.dtype.newbyteorder("=") != np.dtype(dtype) or dataset.ndim != ndim:
-        raise DataError(
-            f"{path}: {name} is {dataset.dtype} {dataset.shape}, expected {np.dtype(dtype)} with"
-            f" {ndim} axes; fetch it again."
-        )
-    return dataset

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from nsdcap.site import Site
 
 STAGE_NAMES = (
-    "prepare", "features", "decode", "caption", "reconstruct", "kernel", "encode", "aggregate",
+    "prepare", "features", "decode", "caption", "reconstruct", "compare", "kernel", "encode",
+    "aggregate",
 )  # fmt: skip
 MINIATURE_OUT = Path("nsdcap-miniature")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,7 +88,17 @@ def begin(out: Path, cell: Cell, signature: str, force: bool) -> int:
         forget(out, cell)
         with atomic(mark) as partial:
             partial.write_text(signature)
+    for told in folder.glob("*.json"):
+        told.unlink(missing_ok=True)
     return len(list(folder.glob("*.part")))
+
+
+def keep_only(out: Path, cell: Cell, names: Collection[str]) -> int:
+    """Throw away the parts of other names, of a run with another batch; returns how many are left."""
+    for part in parts_folder(out, cell).glob("*.part"):
+        if part.stem not in names:
+            part.unlink(missing_ok=True)
+    return sum(is_kept(out, cell, name) for name in names)
 
 
 def forget(out: Path, cell: Cell) -> None:

@@ -175,7 +175,9 @@ class _Page:
 
     def text(self, x: float, y: float, text: str, **how: Any) -> None:
         size = NORMAL if how.get("weight") == "bold" else SMALL
-        self.ax.text(x, y, text, fontsize=size, linespacing=1.15, **how)
+        self.ax.text(
+            x, y, text, fontsize=size, linespacing=1.15, parse_math=False, **how
+        )  # captions may cost $5
 
     def picture(self, picture: np.ndarray, x: float, y: float, side: float) -> None:
         how = "nearest" if len(picture) < side * DPI else "antialiased"

@@ -45,6 +45,20 @@ class Scale:
     ticks: list[int] | None = None  # of numbers that stand for kinds: these are not averaged
 
 
+@dataclass(frozen=True)
+class Maps:
+    """A figure of maps; ``text``: its caption, with {how} for how it is drawn and {counts}."""
+
+    number: int
+    names: dict[str, str]  # a map's name on disk -> its title
+    scale: Scale
+    views: Mapping[str, tuple[str, ...]]  # a figure's name -> the sides it shows of the cortex
+    volume: str  # the name of the figure of those who have no surface
+    text: str
+    counts: dict[int, str]  # of each subject's voxels, in words
+    alt: str
+
+
 def significant(run: Run, subject: int, feature: str) -> np.ndarray:
     """Where a map's q is below 0.05, (X, Y, Z) bool; ``feature``: z_v, z_B or gain."""
     with np.errstate(invalid="ignore"):
@@ -82,37 +96,36 @@ def draw_cortex(run: Run) -> Iterator[tuple[Any, Figure]]:
     where = run.about["z_B_map"]
     names = {"z_v_r": "z_v", "z_B_r": f"z_B, layer {where['state']}, {where['phase']}"}
     scale = r_scale(run)
-    counts = _counts(run, {"z_v": "z_v", "z_B": "z_B"})
     text = (
         f"Where z_v and z_B (layer {where['state']}, {where['phase']} in the caption, fixed "
         "beforehand) predict held out responses, {how}. Significant voxels only (permutation of "
-        f"pictures, FDR 0.05): {counts}."
+        "pictures, FDR 0.05): {counts}."
     )
     alt = (
         "Maps of the prediction's correlation for each subject, z_v beside z_B. Numbers by stream "
         "are in the table of encoding results."
     )
     views = {"fig5_cortex": ("behind", "below"), "fig5_flat": ("flat",)}
-    yield from _maps(run, 5, names, scale, views, "fig5_volume", text, alt)
+    counts = _counts(run, {"z_v": "z_v", "z_B": "z_B"})
+    yield from _maps(run, Maps(5, names, scale, views, "fig5_volume", text, counts, alt))
 
 
 def draw_best_layers(run: Run) -> Iterator[tuple[Any, Figure]]:
     """Figure 7: the BERT layer that adds most to z_v."""
     scale = best_layer_scale(run)
     total = {row["subject"]: row for row in run.table("layers") if row["roi"] == "all"}
-    counts = "; ".join(
-        f"subject {s}: {total[str(s)]['n_significant']} of {total[str(s)]['n_voxels']}"
+    counts = {
+        s: f"subject {s}: {total[str(s)]['n_significant']} of {total[str(s)]['n_voxels']} voxels"
         for s in run.subjects
-    )
+    }
     text = (
         "The BERT layer that adds most to z_v, {how}. Only voxels whose gain is significant (corrected "
-        f"for picking the best model, FDR 0.05): {counts} voxels. A single voxel's layer is unreliable."
+        "for picking the best model, FDR 0.05): {counts}. A single voxel's layer is unreliable."
     )
     alt = "Maps of the best BERT layer for each subject; means by stream are in the next figure."
     views = {"fig7_best_layer": ("behind", "below", "flat")}
-    yield from _maps(
-        run, 7, {"best_layer": "best BERT layer"}, scale, views, "fig7_volume", text, alt
-    )
+    names = {"best_layer": "best BERT layer"}
+    yield from _maps(run, Maps(7, names, scale, views, "fig7_volume", text, counts, alt))
 
 
 def draw_gain(run: Run) -> Iterator[tuple[Any, Figure]]:
@@ -123,42 +136,36 @@ def draw_gain(run: Run) -> Iterator[tuple[Any, Figure]]:
     text = (
         "What z_B adds to z_v: R² of the joint model less that of z_v alone, test pictures, layer "
         f"{where['state']}, {where['phase']} in the caption, fixed beforehand, "
-        "{how}. Only voxels whose "
-        f"gain is significant (bootstrap over pictures, FDR 0.05): {_counts(run, {'gain': ''})}."
+        "{how}. Only voxels whose gain is significant (bootstrap over pictures, FDR 0.05): {counts}."
     )
     alt = "Maps of the gain of z_B over z_v for each subject."
     views = {"fig8_gain": ("behind", "below", "flat")}
-    yield from _maps(run, 8, names, scale, views, "fig8_volume", text, alt)
+    counts = _counts(run, {"gain": ""})
+    yield from _maps(run, Maps(8, names, scale, views, "fig8_volume", text, counts, alt))
 
 
-def _maps(
-    run: Run, number: int, names: dict[str, str], scale: Scale, views: Mapping[str, tuple[str, ...]],
-    volume: str, text: str, alt: str,
-) -> Iterator[tuple[Any, Figure]]:  # fmt: skip
-    """Figures on the cortex, one for each of ``views``, and one of those who have no surface.
-
-    names: a map's name on disk -> its title. text: the caption, with {how} for how it is drawn.
-    """
+def _maps(run: Run, maps: Maps) -> Iterator[tuple[Any, Figure]]:
+    """Figures on the cortex, one for each of the views, and one of those who have no surface."""
     on_surface = [s for s in run.subjects if s in run.about["on_surface"]]
     others = [s for s in run.subjects if s not in on_surface]
-    left_out = ""
-    if on_surface and others:
-        left_out = (
-            f" Subject{'s' * (len(others) > 1)} {', '.join(map(str, others))}: no surface, see "
-        )
-        left_out += "the projections of the volume."
-    for name, sides in views.items() if on_surface else ():
-        canvas = surface_grid(run, on_surface, names, scale, sides)
+    without = f"ubject{'s' * (len(others) > 1)} {', '.join(map(str, others))}"
+    for name, sides in maps.views.items() if on_surface else ():
+        canvas = surface_grid(run, on_surface, maps.names, maps.scale, sides)
         how = ON_CORTEX[sides]
-        if scale.ticks is None:
+        if maps.scale.ticks is None:
             how += ", colours from vertex to vertex interpolated"
-        yield canvas, Figure(name, number, f"{text.format(how=how)} {FOLDS}{left_out}", alt)
+        words = maps.text.format(how=how, counts="; ".join(maps.counts[s] for s in on_surface))
+        if others:
+            words += f" S{without}: no surface, see the projections of the volume."
+        yield canvas, Figure(name, maps.number, f"{words} {FOLDS}", maps.alt)
     if others:
-        how = "as the mean" if scale.ticks else "as the highest value"
-        how += " along each axis of the volume, as the transforms to the surface are missing"
-        how += f" for subject{'s' * (len(others) > 1)} {', '.join(map(str, others))}"
-        canvas = volume_grid(run, others, names, scale)
-        yield canvas, Figure(volume, number, text.format(how=how), alt)
+        canvas = volume_grid(run, others, maps.names, maps.scale)
+        how = (
+            f"as the {'mean' if maps.scale.ticks else 'highest value'} along each axis of the volume, "
+            f"as the transforms to the surface are missing for s{without}"
+        )
+        words = maps.text.format(how=how, counts="; ".join(maps.counts[s] for s in others))
+        yield canvas, Figure(maps.volume, maps.number, words, maps.alt)
 
 
 def surface_grid(
@@ -317,12 +324,12 @@ def _highest(run: Run, names: list[str], least: float) -> float:
     return max(float(np.quantile(found, 0.995)) if len(found) else 0.0, least)
 
 
-def _counts(run: Run, features: dict[str, str]) -> str:
+def _counts(run: Run, features: dict[str, str]) -> dict[int, str]:
     """Significant voxels of each subject in words."""
-    parts = []
+    parts = {}
     for s in run.subjects:
         found = ", ".join(
             f"{title} {significant(run, s, f).sum()}".strip() for f, title in features.items()
         )
-        parts.append(f"subject {s}: {found} of {run.counts(s)['n_voxels']} voxels")
-    return "; ".join(parts)
+        parts[s] = f"subject {s}: {found} of {run.counts(s)['n_voxels']} voxels"
+    return parts

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nsdcap import weights
+from nsdcap import limits, weights
 from nsdcap.config import MODEL_NAMES, Config
 from nsdcap.errors import DataError, UsageError, bound
+from nsdcap.hub import at_hand
 from nsdcap.paths import Cell
 from nsdcap.stages import STAGES
 
@@ -23,14 +24,14 @@ def preflight(
     settings: Config, cells: Iterable[Cell], site: Site | None = None, dry: bool = False
 ) -> None:
     """Refuse what can be seen to be wrong before any work: missing sessions, models that are not there or
-    not what their lock says. Only models that ``cells`` load are asked for.
+    not what their lock says, settings that they cannot follow. Only models that ``cells`` load are asked for.
 
     ``site`` where tasks run the cells. A hub id that is not in the cache is fetched to it, off-line or
     ``dry`` not; ``dry`` computes no SHA-256 either.
 
     Raises
     ------
-    DataError
+    DataError, UsageError
         Names the setting or file, what was found, and what to do.
     """
     from nsdcap.cells import open_nsd, sessions_of
@@ -42,34 +43,40 @@ def preflight(
     stages = {cell.stage for cell in cells}
     loaded = {model for stage in stages for model in STAGES[stage].weights}
     names = [name for name in MODEL_NAMES if name in loaded]
-    for model, where in weights.used(settings, names).items():
-        _check_weights(model, where, site, dry)
+    there = {
+        model
+        for model, where in weights.used(settings, names).items()
+        if _check_weights(model, where, site, dry)
+    }
+    limits.check(settings, there)
+    place = settings.models.backbones
+    if "backbones" in loaded and place and not Path(place).expanduser().is_dir():
+        raise DataError(
+            f"models.backbones = {place!r}: there is no such folder{bound()}; mend the setting, or leave it "
+            "empty: then what needs it is not computed"
+        )
 
 
-def _check_weights(model: str, where: str, site: Site | None, dry: bool) -> None:
+def _check_weights(model: str, where: str, site: Site | None, dry: bool) -> bool:
+    """Whether the model is at hand now; one that tasks will fetch is not."""
     if not where:
         raise UsageError(f"models.{model} is empty: give a Hugging Face folder or a hub id")
     hub = not weights.is_path(where)
     if hub and site is not None and site.image:
         if os.environ.get("APPTAINERENV_HF_HUB_OFFLINE") == "0":
-            return  # its tasks have a network
+            return False  # its tasks have a network
         if not (site.cache or os.environ.get("HF_HOME")):
             raise UsageError(
                 f"models.{model} = {where!r} is no folder, and tasks in an image are off-line: give a folder "
                 "(python hpc/prefetch.py fetches it), or that of downloaded weights (cache in the site file, "
                 "or the variable HF_HOME)"
             )
-    gap = weights.missing(model, where)
-    if not gap:
-        weights.verify(f"models.{model}", where, contents=not dry)
-    elif not hub or weights.offline():
-        raise DataError(gap)
-    elif dry:
+    if dry and hub and not weights.offline() and weights.missing(model, where):
         print(f"note: models.{model} = {where!r} would be fetched to {weights.hub_cache()} first")
-    else:
-        from nsdcap.hub import to_cache
-
-        to_cache(f"models.{model}", where, tokenizer_only=model.endswith("tokenizer"))
+        return False
+    at_hand(model, where)
+    weights.verify(f"models.{model}", where, contents=not dry)
+    return True
 
 
 def check_path(out: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import h5py
@@ -16,7 +16,7 @@ from nsdcap.nsd import NSD
 from nsdcap.paths import Cell, artefact
 from nsdcap.progress import track
 from nsdcap.ridge import blocks
-from nsdcap.score import Clip
+from nsdcap.score import Clip, name_of
 from nsdcap.shards import in_order
 
 
@@ -26,7 +26,7 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     HDF5, S = reconstruct.size: ``nsd_id`` (n,); ``shown`` and ``coarse`` (n, S, S, 3) uint8, coarse
     being decoded from z alone, where both arms start; ``caption`` and ``direct``
     (n, samples, S, S, 3) uint8, conditioned on the caption written from the brain and on c decoded
-    from the brain; ``clip_*`` the embeddings of each, unit length, float32.
+    from the brain; ``clip_*`` the embeddings of each, unit length, float32; attribute ``clip``: whose.
     Memory: c of the test pictures and one batch of ``reconstruct.batch`` pictures, which is kept as a part.
     """
     with h5py.File(artefact(out, Cell("decode", cell.subject)), "r") as file:
@@ -35,11 +35,14 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     texts = [written[str(i)]["brain"] for i in ids]
     c_direct = read_latent(out, cell.subject, "c", config)
     z = read_latent(out, cell.subject, "z", config)
-    diffusion = Diffusion(config.models, config.reconstruct)
-    clip = Clip(config.models)
     settings = config.reconstruct
 
+    @cache
+    def load() -> tuple[Diffusion, Clip]:  # not where all parts are there
+        return Diffusion(config.models, settings), Clip(config.models)
+
     def batch(rows: slice) -> dict[str, np.ndarray]:
+        diffusion, clip = load()
         coarse = diffusion.coarse(z[rows])
         shown = resize(nsd.pictures(ids[rows]), settings.size)
         found = _embedded(clip, "shown", shown[:, None])
@@ -57,6 +60,7 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
 
     with h5py.File(target, "w") as file:
         file["nsd_id"] = ids
+        file.attrs["clip"] = name_of(config.models)
         batches = list(blocks(len(ids), settings.batch))
         work = {f"{rows.start}-{rows.stop}": partial(batch, rows) for rows in batches}
         parts = in_order(out, cell, work)

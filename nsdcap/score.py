@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from nsdcap.weights import is_path
 class Clip:
     """A CLIP model whose embeddings score results, in ``models.dtype``, without gradients.
 
-    ``name``: the hub id, or the folder's own name.
+    ``name`` says which: its kind and its hub id, or its folder's own name, as in "CLIP ViT-B/32 (my-clip)".
 
     Raises
     ------
@@ -32,7 +33,6 @@ class Clip:
         from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
 
         where = models.clip
-        self.name = Path(where).expanduser().absolute().name if is_path(where) else where
         self.device = choose_device(models.device)
         model = load_part(CLIPModel, "models.clip", where, dtype=models.dtype)
         self.model = model.to(self.device)
@@ -40,6 +40,8 @@ class Clip:
             self.tokenizer = AutoTokenizer.from_pretrained(where)
             # PIL whatever else is installed: another resize gives other embeddings
             self.images = CLIPImageProcessorPil.from_pretrained(where)
+        self.name = name_of(models)
+        self._row = (model.config.projection_dim,)
         self.batches = {"CLIP of pictures": models.batch, "CLIP of texts": models.batch}
 
     @torch.inference_mode()
@@ -51,7 +53,7 @@ class Clip:
             seen = self.model.vision_model(pixels.to(self.device, self.model.dtype))
             return self._unit(self.model.visual_projection(seen.pooler_output))
 
-        return joined(part, len(pictures), self.batches, "CLIP of pictures")
+        return joined(part, len(pictures), self.batches, "CLIP of pictures", self._row)
 
     @torch.inference_mode()
     def texts(self, texts: list[str]) -> np.ndarray:
@@ -69,8 +71,26 @@ class Clip:
                 self.model.text_projection(self.model.text_model(**tokens).pooler_output)
             )
 
-        return joined(part, len(texts), self.batches, "CLIP of texts")
+        return joined(part, len(texts), self.batches, "CLIP of texts", self._row)
 
     @staticmethod
     def _unit(embedding: torch.Tensor) -> np.ndarray:
         return torch.nn.functional.normalize(embedding.float(), dim=-1).cpu().numpy()
+
+
+def name_of(models: Models) -> str:
+    """``Clip.name``, from the model's configuration alone; DataError as there."""
+    from transformers import CLIPConfig
+
+    where = models.clip
+    with reading(f"models.clip = {where!r}", "configuration of CLIP"):
+        vision: Any = CLIPConfig.from_pretrained(where).vision_config
+    letters = {(12, 768): "B", (24, 1024): "L", (32, 1280): "H"}  # OpenAI's
+    size = (vision.num_hidden_layers, vision.hidden_size)
+    kind = f"ViT-{letters.get(size, f'{size[0]}x{size[1]}')}/{vision.patch_size}"
+    if is_path(where):
+        folder = Path(where).expanduser().absolute()
+        cached = folder.parent.name == "snapshots"  # of the hub's cache, named by a commit
+        repository = folder.parents[1].name.removeprefix("models--").replace("--", "/")
+        where = repository if cached else folder.name
+    return f"CLIP {kind} ({where})"

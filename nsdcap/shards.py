@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nsdcap.errors import DataError, UsageError
-from nsdcap.parts import is_kept, keep, kept
+from nsdcap.parts import is_kept, keep, keep_only, kept
 from nsdcap.paths import Cell, parts_folder, write_json
 from nsdcap.progress import track
 
@@ -48,6 +48,9 @@ class ShareDone(Exception):
 def in_order(out: Path, cell: Cell, work: Work) -> Iterator[dict[str, np.ndarray]]:
     """The parts of a cell, in the order of ``work``, which computes each by its name where it is not kept.
 
+    Parts of other names, which a run with another batch left, are thrown away. Where all are kept nothing is
+    computed, so models are best loaded by ``work``.
+
     Raises
     ------
     ShareDone
@@ -55,14 +58,23 @@ def in_order(out: Path, cell: Cell, work: Work) -> Iterator[dict[str, np.ndarray
     """
     if _crew is not None:
         _do_share(_crew, out, cell, work)
+    if not _told(out, cell, 0).exists():  # else they were shared out just now
+        _go_on(out, cell, work)
     for name, compute in work.items():
         yield kept(out, cell, name, compute)
 
 
+def _go_on(out: Path, cell: Cell, work: Work) -> None:
+    if before := keep_only(out, cell, work):
+        print(f"{cell}: goes on after {before} finished parts", flush=True)
+
+
 def _do_share(crew: PartialState, out: Path, cell: Cell, work: Work) -> None:
     missing = [name for name in work if not is_kept(out, cell, name)]
-    crew.wait_for_everyone()  # all have looked before the first part is written
     number = crew.process_index
+    if number == 0:
+        _go_on(out, cell, work)
+    crew.wait_for_everyone()  # all have looked before the first part is written
     with crew.split_between_processes(missing) as mine:
         for name in track(mine, f"{cell}, process {number + 1} of {crew.num_processes}"):
             keep(out, cell, name, work[name]())

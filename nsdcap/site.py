@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nsdcap.config import check_name, read_toml, typed
 from nsdcap.cost import Cost
 from nsdcap.errors import UsageError
 from nsdcap.stages import STAGES
+from nsdcap.typed_toml import check_name, read_toml, typed
 
 # Limits under about 12 minutes make submitit's requeueing take every signal for a time-out.
 MEMORY_MARGIN, TIME_MARGIN = 1.5, 3.0
@@ -228,13 +228,19 @@ def resources(
     for name in {"cpus", "memory_gb"} - given.keys():
         found[name] *= processes
     if "time_minutes" not in found:
-        slower = 1.0 if longest.gpu else max(1.0, longest.cores / found["cpus"])
-        minutes = longest.seconds * slower / 60 / processes
+        minutes = seconds_on(stage, longest, found["cpus"], found["gpus"]) / 60
         most = max(MOST_MINUTES, minutes)
         found["time_minutes"] = math.ceil(min(max(LEAST_MINUTES, TIME_MARGIN * minutes), most))
     found["memory_gb"] *= 2**memory
     found["time_minutes"] *= 2**time
     return Resources(**found, extra=extra)
+
+
+def seconds_on(stage: str, cost: Cost, cpus: int, gpus: int) -> float:
+    """Seconds that a cell takes on so many cores and GPUs."""
+    processes = max(1, gpus) if STAGES[stage].shared_out else 1
+    slower = 1.0 if cost.gpu else max(1.0, cost.cores / cpus)
+    return cost.seconds * slower / processes
 
 
 def gpus_of(gres: str) -> int:

@@ -5,6 +5,7 @@ features  pictures -> z_v, z_B, z, c               one for the shared pictures, 
 decode    voxels -> z_v, c, z of test pictures     one a subject
 caption   decoded z_v -> captions                  one a subject
 reconstruct  captions, c, z -> pictures            one a subject
+compare   pictures -> how near to those shown      one a subject
 kernel    z_v -> its kernel's eigenbases           one a subject
 encode    z_v, z_B -> voxels, r and p              z_v and each BERT state, for each subject
 aggregate everything -> tables, figures, report    one
@@ -63,7 +64,7 @@ def _encode_cells(config: Config) -> list[Cell]:
 
 
 def _aggregate_inputs(cell: Cell, config: Config) -> list[Cell]:
-    stages = ("prepare", "decode", "caption", "reconstruct", "encode")
+    stages = ("prepare", "decode", "caption", "reconstruct", "compare", "encode")
     return [cell for stage in stages for cell in STAGES[stage].cells(config)]
 
 
@@ -128,6 +129,13 @@ STAGES: dict[str, Stage] = {
         nsd=("stimuli",),
         weights=("diffusion", "clip"),
         shared_out=True,
+    ),
+    "compare": Stage(
+        "nsdcap.compare:run",
+        _per_subject("compare"),
+        _from("reconstruct"),
+        settings=("models.backbones",),
+        weights=("backbones",),
     ),
     "kernel": Stage(
         "nsdcap.kernel:run",

@@ -2,93 +2,118 @@
 
 from __future__ import annotations
 
-from functools import partial
+import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
+from nsdcap.config import ARMS
 from nsdcap.errors import DataError
-from nsdcap.metrics.pictures import pixcorr, two_way_identification
-from nsdcap.metrics.similarity import clip_similarity, shuffled, wins
+from nsdcap.metrics.peers import DIRECTIONS, METRICS
+from nsdcap.metrics.pictures import two_way_identification
+from nsdcap.metrics.similarity import clip_similarity, shuffled, unit, wins
 from nsdcap.paths import Cell, artefact
-from nsdcap.tables import FEW_SHUFFLES, SEED, mean_interval, open_hdf5, score_row
+from nsdcap.tables import SEED, mean_interval, open_hdf5, score_row
+
+SHUFFLES = 1000
 
 
 def picture_rows(out: Path, subject: int, captioned: set[int]) -> list[dict]:
     """Scores of a subject's reconstructions, arm by arm, with the coarse picture's own.
 
-    Raises DataError when the pictures are not those that were captioned.
+    Raises DataError when the pictures are not those that were captioned, or those that were scored.
     """
     path = artefact(out, Cell("reconstruct", subject))
-    arms = ("caption", "direct", "coarse")
-    keys = ("nsd_id", "shown", "clip_shown", *arms, *(f"clip_{arm}" for arm in arms))
-    rows: list[dict] = []
-    with open_hdf5(path, keys) as file:
-        if set(file["nsd_id"][:].tolist()) != captioned:
+    with open_hdf5(path, ("nsd_id", "clip_shown", *(f"clip_{arm}" for arm in ARMS))) as file:
+        ids = file["nsd_id"][:].tolist()
+        if set(ids) != captioned:
             raise DataError(
-                f"{path}: holds {len(file['nsd_id'])} pictures that are not the {len(captioned)} "
+                f"{path}: holds {len(ids)} pictures that are not the {len(captioned)} "
                 "captioned ones; run the reconstruct stage again"
             )
         shown = file["clip_shown"][:].astype(np.float64)
-        clip = {arm: file[f"clip_{arm}"][:].astype(np.float64) for arm in arms}
-        pixels = {arm: _pixcorr(file, arm) for arm in arms}
-        size = file["shown"].shape[1]
+        clip = {arm: file[f"clip_{arm}"][:].astype(np.float64) for arm in ARMS}
+        by = file.attrs.get("clip", "the run's CLIP")
     clip = {arm: x[:, None] if x.ndim == 2 else x for arm, x in clip.items()}  # (n, samples, d)
-    n = len(shown)
-
-    def add(arm: str, metric: str, definition: str, *numbers: float) -> None:
-        rows.append(score_row(subject, arm, metric, definition, n, numbers))
-
-    similarity = {arm: clip_similarity(shown, clip[arm]) for arm in arms}
-    for arm in arms:
-        samples = clip[arm].shape[1]
-        mean_of = f", mean over {samples} samples" if samples > 1 else ""
-        matched = partial(_shuffled_similarity, shown, clip[arm])
-        chance = shuffled(matched, n, FEW_SHUFFLES, SEED)
-        numbers = mean_interval(similarity[arm])
-        add(
-            arm, "CLIP similarity", f"cosine of CLIP picture embeddings{mean_of}", *numbers, *chance
-        )
-        if n > 1:
-            both = [two_way_identification(clip[arm][:, s], shown) for s in range(samples)]
-            for name, note in (
-                ("among_shown", "share of other shown pictures that resemble the prediction less"),
-                (
-                    "among_predicted",
-                    "share of other predictions that resemble the shown picture less",
-                ),
-            ):
-                each = np.mean([getattr(one, name) for one in both], axis=0)
-                numbers = mean_interval(each)
-                definition = f"{note}, by Pearson r of CLIP embeddings{mean_of}"
-                add(arm, f"two-way {name.replace('_', ' ')}", definition, *numbers, 0.5)
-        own, other = pixels[arm]
-        numbers = mean_interval(own[np.isfinite(own)])
-        definition = f"Pearson r of pixels at {size} px{mean_of}; chance: other pictures' pairs"
-        add(arm, "PixCorr", definition, *numbers, other)
+    rows = []
+    for arm in ARMS:
+        rows += clip_rows(subject, arm, shown, clip[arm], by)
+    similarity = {arm: clip_similarity(shown, clip[arm]) for arm in ARMS}
     for first, second in (("caption", "direct"), ("caption", "coarse"), ("direct", "coarse")):
         share = wins(similarity[first], similarity[second])
         definition = (
-            f"share of pictures whose {first} arm has the higher CLIP similarity; exact interval; "
+            f"share of pictures whose {first} arm has the higher {by} similarity; exact interval; "
             f"{share.ties} ties left out"
         )
-        add(f"{first} over {second}", "CLIP wins", definition, *share[:3], 0.5)
+        numbers = (*share[:3], 0.5)
+        rows.append(
+            score_row(
+                subject, f"{first} over {second}", "CLIP wins", definition, len(shown), numbers
+            )
+        )
+    return [*rows, *compared_rows(out, subject, ids)]
+
+
+def clip_rows(subject: int, arm: str, shown: np.ndarray, made: np.ndarray, by: str) -> list[dict]:
+    """Similarity and two-way identification by embeddings: shown (n, d), made (n, samples, d).
+
+    ``by`` names the model of CLIP. Two-way identification needs two pictures.
+    """
+    n, samples = len(shown), made.shape[1]
+    mean_of = _mean_of(samples)
+    similar = np.einsum("nd,msd->nm", unit(shown), unit(made)) / samples  # mean over samples
+    chance = shuffled(lambda order: float(similar[order, np.arange(n)].mean()), n, SHUFFLES, SEED)
+    words = f"cosine of {by} picture embeddings{mean_of}"
+    numbers = (*mean_interval(np.diag(similar)), *chance)
+    rows = [
+        score_row(subject, arm, "CLIP similarity", words, n, numbers) | {"n_shuffles": SHUFFLES}
+    ]
+    if n > 1:
+        both = [two_way_identification(made[:, s], shown) for s in range(samples)]
+        for direction, words in DIRECTIONS.items():
+            each = np.mean([getattr(one, direction) for one in both], axis=0)
+            name = f"two-way {direction.replace('_', ' ')}"
+            words = f"{words}, by Pearson r of {by} embeddings{mean_of}"
+            rows.append(score_row(subject, arm, name, words, n, (*mean_interval(each), 0.5)))
     return rows
 
 
-def _pixcorr(file: h5py.File, arm: str, block: int = 16) -> tuple[np.ndarray, float]:
-    """Each picture's r, mean over samples, and the mean r with other pictures of its block."""
-    own, other = [], []
-    for start in range(0, len(file["shown"]), block):
-        shown, made = file["shown"][start : start + block], file[arm][start : start + block]
-        made = made[:, None] if made.ndim == 4 else made
-        samples = range(made.shape[1])
-        own.append(np.mean([pixcorr(shown, made[:, s]) for s in samples], axis=0))
-        if len(shown) > 1:
-            other.append(pixcorr(shown, np.roll(made[:, 0], 1, axis=0)))
-    return np.concatenate(own), float(np.nanmean(np.concatenate(other))) if other else np.nan
+def compared_rows(out: Path, subject: int, ids: list[int]) -> list[dict]:
+    """Rows of what the compare stage has scored, and of what it could not, with the reason."""
+    path = artefact(out, Cell("compare", subject))
+    with open_hdf5(path, ("nsd_id",)) as file:
+        if file["nsd_id"][:].tolist() != ids:
+            raise DataError(
+                f"{path}: its pictures are not those of the reconstruct stage; run the compare stage again"
+            )
+        why = json.loads(file.attrs["not_computed"])
+        rows = []
+        for arm in ARMS:
+            for metric in METRICS:
+                name = f"{arm}/{metric.key}"
+                if name not in file and metric.key not in why:
+                    raise DataError(f"{path}: lacks {name}; run the compare stage again")
+                if name in file:
+                    rows.append(scored_row(subject, arm, metric, file[name]))
+                else:
+                    row = score_row(subject, arm, metric.name, metric.definition, len(ids), ())
+                    rows.append(row | {"note": f"not computed: {why[metric.key]}"})
+    return rows
 
 
-def _shuffled_similarity(shown: np.ndarray, made: np.ndarray, permutation: np.ndarray) -> float:
-    return float(clip_similarity(shown[permutation], made).mean())
+def scored_row(subject: int, arm: str, metric: Any, values: h5py.Dataset) -> dict:
+    """The row of one metric's values (n, samples)."""
+    each = values[:].astype(np.float64)
+    known = np.isfinite(each).all(1)
+    chance = 0.5 if metric.name.startswith("two-way") else values.attrs.get("chance", np.nan)
+    words = metric.definition + _mean_of(each.shape[1])
+    numbers = (*mean_interval(each[known].mean(1)), chance) if known.any() else ()
+    row = score_row(subject, arm, metric.name, words, int(known.sum()), numbers)
+    lost = int((~known).sum())
+    return row | ({"note": f"{lost} pictures left out, where it is not defined"} if lost else {})
+
+
+def _mean_of(samples: int) -> str:
+    return f", mean over {samples} samples" if samples > 1 else ""

@@ -17,13 +17,12 @@ from typing import Any
 
 from nsdcap.config import Config
 from nsdcap.errors import DataError, bound
-from nsdcap.model_files import ORIGINALS, sha256, sources
+from nsdcap.model_files import ORIGINALS, PARTS, known_sha256, loaded, sha256, sources
 from nsdcap.paths import write_json
 
 LOCK = "weights.lock.json"
 SEEN = ".weights.seen.json"  # files whose SHA-256 was computed, as they were then
 ENDINGS = (".safetensors", ".bin")
-PARTS = ("unet", "vae", "text_encoder")  # of a diffusion model that hold weights
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ def compare(
         if contents:
             as_now = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, entry.sha256]
             if anew or seen.get(name) != as_now:
-                found = sha256(path)
+                found = sha256(path) if anew else known_sha256(path)
                 if found != entry.sha256:
                     yield path, f"{path}: found SHA-256 {found}, the lock expects {entry.sha256}"
                     continue
@@ -162,6 +161,25 @@ def compare(
     if new:
         with suppress(OSError):  # another's folder: then each cell computes them
             write_json(root / SEEN, {**_seen(root), **new})
+
+
+def weights_sha256(settings: Config, models: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of the files of weights that ``models``, in folders or files, load, by "model/file".
+
+    Those that a lock names are taken from it, so ``verify`` comes first; others are computed, about a second
+    a gigabyte, once in a process.
+    """
+    found = {}
+    places = sources(settings.models)
+    for model, where in ((model, places.get(model)) for model in models):
+        if not where:
+            continue
+        root = root_of(where)
+        lock = read_lock(root) if root else {}
+        for name, path in loaded(model, where).items():
+            entry = lock.get(path.absolute().relative_to(root).as_posix()) if root else None
+            found[name] = entry.sha256 if entry else known_sha256(path)
+    return found
 
 
 def strangers(folder: Path, root: Path, entries: dict[str, Entry]) -> list[Path]:
@@ -192,6 +210,8 @@ def _seen(root: Path) -> dict[str, list]:
 def lacks(model: str, folder: Path) -> str:
     """The first thing without which a folder is no such model ("blip", "diffusion", "clip") or no
     tokenizer ("blip_tokenizer"); "" if nothing is missing."""
+    if model == "backbones":  # each network that it lacks is told as not computed
+        return ""
     if model == "blip_tokenizer":
         there = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt"))
         return "" if there else "tokenizer.json"

@@ -15,11 +15,11 @@ from scipy.stats import binomtest, norm, ttest_1samp
 from statsmodels.stats.multitest import fdrcorrection
 
 from nsdcap.aggregate import aggregate
-from nsdcap.config import dump, load
+from nsdcap.config import ARMS, dump, load
 from nsdcap.errors import DataError
 from nsdcap.metrics.captions import COCO_METRICS
-from nsdcap.metrics.clip import METRICS
-from nsdcap.metrics.pictures import pixcorr
+from nsdcap.metrics.clip import METRICS as CLIP_METRICS
+from nsdcap.metrics.peers import BACKBONE_METRICS, METRICS, PIXEL_METRICS
 from nsdcap.metrics.similarity import wins
 from nsdcap.paths import config_file
 from nsdcap.plots_cortex import open_run
@@ -71,7 +71,7 @@ def write_run(
     rng = np.random.default_rng(11)
     pictures = rng.integers(0, 256, (n, SIDE, SIDE, 3), dtype=np.uint8)
     clip_shown = unit(rng.normal(size=(n, D)))
-    for stage in ("prepare", "encode", "caption", "decode", "reconstruct"):
+    for stage in ("prepare", "encode", "caption", "decode", "reconstruct", "compare"):
         (out / stage).mkdir(parents=True, exist_ok=True)
     config_file(out).write_text(dump(load()))
     for subject in subjects:
@@ -119,6 +119,29 @@ def write_run(
                 file[arm] = np.clip(shown + spread, 0, 255).astype(np.uint8)
                 base = clip_shown[:, None] if many else clip_shown
                 file[f"clip_{arm}"] = unit(base + noise * rng.normal(size=(*shape, D)))
+        write_compared(out / f"compare/{name}.h5", n, rng)
+
+
+def write_compared(path: Path, n: int, rng: np.random.Generator) -> None:
+    """Pixels' and Inception's scores in the order of the arms' noise; other networks were not to be had."""
+    networks = [
+        metric.key
+        for key, some in BACKBONE_METRICS.items()
+        if key != "inception"
+        for metric in some
+    ]
+    with h5py.File(path, "w") as file:
+        file["nsd_id"] = np.arange(n) + 100
+        file.attrs["not_computed"] = json.dumps({key: "no such file" for key in networks})
+        for arm, level, samples in (
+            ("caption", 0.7, SAMPLES),
+            ("direct", 0.5, SAMPLES),
+            ("coarse", 0.3, 1),
+        ):
+            for metric in (*PIXEL_METRICS, *BACKBONE_METRICS["inception"]):
+                values = level + 0.02 * rng.normal(size=(n, samples))
+                file[f"{arm}/{metric.key}"] = values.astype("f4")
+                file[f"{arm}/{metric.key}"].attrs["chance"] = 0.05
 
 
 def write_prepare(
@@ -161,11 +184,11 @@ def caption_file(subject: int, n: int = N_TEST) -> dict:
             "references": [text.capitalize() + ".", f"There is a {things[i % 3]} on a {places[i % 4]}."],
             "clip": {
                 metric: {"brain": 0.30 + 0.001 * i, "brain_gain": 0.31, "picture": 0.4, "nearest": 0.305}
-                for metric in METRICS
+                for metric in CLIP_METRICS
             },
         }  # fmt: skip
     arms = ["brain", "brain_gain", "picture", "nearest"]
-    chance = {metric: {arm: [0.21, 0.004] for arm in arms} for metric in METRICS}
+    chance = {metric: {arm: [0.21, 0.004] for arm in arms} for metric in CLIP_METRICS}
     return {
         "subject": subject, "arms": arms, "captions": captions, "clip_model": "a-clip",
         "clip_shuffles": 1000, "clip_chance": chance,
@@ -356,14 +379,14 @@ def test_captions_carry_definition_interval_and_chance(done):
         np.array([e["clip"]["CLIP cosine"]["brain"] for e in entries]), np.full(N_TEST, 0.305)
     )
     assert float(won["value"]) == pytest.approx(share.value, rel=1e-5)
-    for metric in METRICS:
+    for metric in CLIP_METRICS:
         row = pick(rows, subject=1, arm="brain", metric=metric)
         assert (row["chance_mean"], row["chance_sd"], row["n_shuffles"]) == (
             "0.21",
             "0.004",
             "1000",
         )
-        assert "by CLIP a-clip" in row["definition"]
+        assert "by a-clip" in row["definition"]
 
 
 def test_pictures_are_the_planted_order(done):
@@ -374,7 +397,6 @@ def test_pictures_are_the_planted_order(done):
             file["clip_shown"][:],
             {a: file[f"clip_{a}"][:] for a in ("caption", "direct")},
         )
-        pixels = pixcorr(file["shown"][:], file["coarse"][:])
     cosine = {
         arm: np.einsum("nd,nsd->ns", shown, x).mean(1).astype(float) for arm, x in parts.items()
     }
@@ -388,11 +410,45 @@ def test_pictures_are_the_planted_order(done):
         for arm in ("caption", "direct", "coarse")
     }
     assert scores["caption"] > scores["direct"] > scores["coarse"]
-    row = pick(rows, subject=1, arm="coarse", metric="PixCorr")
-    assert float(row["value"]) == pytest.approx(pixels.mean(), rel=1e-4)
-    assert abs(float(row["chance_mean"])) < 0.1
     names = {row["metric"] for row in rows}
     assert {"two-way among shown", "two-way among predicted"} <= names
+    similar = pick(rows, subject=1, arm="caption", metric="CLIP similarity")
+    every = np.einsum("nd,msd->nm", shown, parts["caption"]).astype(float) / SAMPLES
+    assert float(similar["value"]) == pytest.approx(np.diag(every).mean(), rel=1e-5)
+    assert float(similar["chance_mean"]) == pytest.approx(every.mean(), abs=0.03)
+    assert similar["n_shuffles"] == "1000"
+
+
+def test_what_the_compare_stage_scored_and_could_not_is_in_the_table(done):
+    out, target = done
+    rows = read_csv(target / "tables/pictures.csv")
+    for metric in METRICS:
+        found = {arm: pick(rows, subject=2, arm=arm, metric=metric.name) for arm in ARMS}
+        assert all(row["definition"].startswith(metric.definition) for row in found.values())
+        if metric in PIXEL_METRICS or metric.key.startswith("inception"):
+            with h5py.File(out / "compare/subj02.h5") as file:
+                for arm, row in found.items():
+                    each = file[f"{arm}/{metric.key}"][:].mean(1)
+                    assert float(row["value"]) == pytest.approx(each.mean(), rel=1e-5)
+                    assert float(row["ci_low"]) < each.mean() < float(row["ci_high"])
+                    assert (row["n"], row["note"]) == (str(N_TEST), "")
+            chance = 0.5 if metric.name.startswith("two-way") else 0.05
+            assert {float(row["chance_mean"]) for row in found.values()} == {chance}
+        else:
+            assert {row["value"] for row in found.values()} == {""}
+            assert {row["note"] for row in found.values()} == {"not computed: no such file"}
+
+
+def test_pictures_without_a_score_are_left_out_and_told(tmp_path):
+    write_run(tmp_path, [1], [0])
+    with h5py.File(tmp_path / "compare/subj01.h5", "a") as file:
+        values = file["caption/pixcorr"][:]
+        file["caption/pixcorr"][2, 0] = np.nan
+    aggregate(tmp_path, tmp_path / "t", [1], [0], log=lambda line: None)
+    row = pick(read_csv(tmp_path / "t/tables/pictures.csv"), arm="caption", metric="PixCorr")
+    expected = np.delete(values, 2, axis=0).mean()
+    assert float(row["value"]) == pytest.approx(expected, rel=1e-5)
+    assert (row["n"], row["note"][:21]) == (str(N_TEST - 1), "1 pictures left out, ")
 
 
 def test_decoding(done):
@@ -473,6 +529,16 @@ def lost_arm(out: Path) -> None:
     (out / "caption/subj01.json").write_text(json.dumps(content))
 
 
+def lost_metric(out: Path) -> None:
+    with h5py.File(out / "compare/subj01.h5", "a") as file:
+        del file["direct/ssim"]
+
+
+def scored_others(out: Path) -> None:
+    with h5py.File(out / "compare/subj01.h5", "a") as file:
+        file["nsd_id"][0] = 7
+
+
 def cut_json(out: Path) -> None:
     (out / "caption/subj01.json").write_text('{"subject": 1, "arms"')
 
@@ -490,6 +556,8 @@ def other_pictures(out: Path) -> None:
         (lost_arm, "without an arm.*103"),
         (lost_score, "without an arm.*103"),
         (older_captions, "clip_model.*run the caption stage again"),
+        (lost_metric, "lacks direct/ssim; run the compare stage"),
+        (scored_others, "compare/subj01.h5: its pictures are not those"),
         (cut_json, "caption/subj01.json: broken"),
         (other_pictures, "12 pictures that are not the 5 captioned"),
     ],

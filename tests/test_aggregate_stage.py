@@ -39,16 +39,15 @@ def twice(small_run, tmp_path_factory) -> list[Path]:
     for seed, zone in (("1", "UTC"), ("2", "Asia/Tokyo")):
         copy = tmp_path_factory.mktemp("copy") / "out"
         shutil.copytree(out, copy, copy_function=os.link)
+        apart = {"PYTHONHASHSEED": seed, "TZ": zone, "OMP_NUM_THREADS": "1"}
         subprocess.run(
             [sys.executable, "-m", "nsdcap.launch", *arguments, "--stage", "aggregate", "--out", copy],
-            check=True, env=os.environ | {"PYTHONHASHSEED": seed, "TZ": zone}, timeout=300,
-            stdout=subprocess.DEVNULL,
+            check=True, env=os.environ | apart, timeout=300, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         made.append(artefact(copy, Cell("aggregate")))
     return made
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_it_repeats_itself_byte_for_byte(twice):
     first, second = (digests(folder) for folder in twice)
     assert first == second
@@ -72,7 +71,7 @@ def test_maps_of_a_real_tree_are_on_its_surface(twice):
             nib.load(folder / f"fsaverage/{hemi}.z_v_{name}.mgz").get_fdata().squeeze()
             for name in ("r", "q")
         )
-        assert r.shape == (163842,)
+        assert r.shape == (10242,)  # the miniature's fsaverage is fsaverage5
         shown = nib.load(folder / f"fsaverage5/{hemi}.z_v_r.func.gii").darrays[0].data
         with np.errstate(invalid="ignore"):
             expected = np.where(q < 0.05, r, np.nan)[:10242]

@@ -66,7 +66,7 @@ def test_z_v_is_the_normed_output_sequence(blip, pictures, z_v):
 def test_text_states_are_means_over_thirds_of_the_written_tokens(blip, z_v):
     texts = ["a red ball on the beach", "a car", "one sees a bird at night"][:1] * 2
     texts += ["there is a white house in a grass field"]
-    states = blip.text_states(z_v[:3], texts)
+    states = text_states(blip, z_v[:3], texts)
     assert states.shape == (3, blip.states, 3, 128)
     for row, text in enumerate(texts):
         words = blip.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -86,18 +86,18 @@ def test_text_states_are_means_over_thirds_of_the_written_tokens(blip, z_v):
 def test_text_states_see_no_later_word(blip, z_v):
     """The decoder is causal: the first third does not change with the caption's last words."""
     first, second = "a red ball on the beach", "a red ball in the snow"
-    one, other = (blip.text_states(z_v[:1], [text])[0] for text in (first, second))
+    one, other = (text_states(blip, z_v[:1], [text])[0] for text in (first, second))
     np.testing.assert_allclose(one[:, 0], other[:, 0], atol=1e-5)
     assert np.abs(one[:, 2] - other[:, 2]).max() > 0.1
 
 
 def test_batch_of_one_equals_batch_of_many(blip, pictures, z_v):
-    texts = blip.captions(z_v)
-    together = blip.text_states(z_v, texts)
+    written = blip.write(z_v)
+    together = blip.text_states(z_v, written)
     alone = Blip(dataclasses.replace(MODELS, batch=1), Caption())
     np.testing.assert_allclose(alone.features(pictures), z_v, atol=1e-5)
-    assert alone.captions(z_v) == texts
-    np.testing.assert_allclose(alone.text_states(z_v, texts), together, atol=1e-5)
+    assert alone.write(z_v) == written
+    np.testing.assert_allclose(alone.text_states(z_v, written), together, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [64, 80, 40])
@@ -130,8 +130,8 @@ def test_half_precision_gives_nearly_the_same_in_float32(pictures, z_v, blip, dt
     assert found.dtype == np.float32
     spread = z_v.std()
     assert 0 < np.abs(found - z_v).mean() < {"bfloat16": 0.03, "float16": 0.004}[dtype] * spread
-    full, texts = blip.captions(z_v), half.captions(z_v)
-    assert np.mean([one == other for one, other in zip(full, texts, strict=True)]) >= 0.7
+    full, rounded = blip.write(z_v), half.write(z_v)
+    assert np.mean([one == other for one, other in zip(full, rounded, strict=True)]) >= 0.7
     states, expected = half.text_states(z_v, full), blip.text_states(z_v, full)
     assert states.dtype == np.float32
     assert 0 < np.abs(states - expected).mean() < 0.05 * expected.std()
@@ -157,9 +157,10 @@ def test_a_caption_of_one_or_two_words_has_three_phases(blip, z_v, text):
     """The prompt's tokens count to the shortest length, so such captions are written; others beside it
     do not change."""
     other = "a red ball on the beach"
-    alone, together = blip.text_states(z_v[:1], [text])[0], blip.text_states(z_v[:2], [text, other])
+    alone = text_states(blip, z_v[:1], [text])[0]
+    together = text_states(blip, z_v[:2], [text, other])
     np.testing.assert_allclose(together[0], alone, atol=1e-5)
-    np.testing.assert_allclose(together[1], blip.text_states(z_v[1:2], [other])[0], atol=1e-5)
+    np.testing.assert_allclose(together[1], text_states(blip, z_v[1:2], [other])[0], atol=1e-5)
     hidden = states_of(blip, z_v[0], text)  # (states, tokens, width)
     np.testing.assert_allclose(alone[:, 0], hidden[:, 0], atol=1e-5)
     np.testing.assert_allclose(alone[:, 1], hidden.mean(1), atol=1e-5)
@@ -169,9 +170,13 @@ def test_a_caption_of_one_or_two_words_has_three_phases(blip, z_v, text):
 def test_a_caption_of_nothing_has_the_state_at_which_that_was_decided(blip, z_v):
     prompt_alone = states_of(blip, z_v[0], "", skip=0)[:, -1]
     for texts in ([""], ["", "a red ball on the beach"]):
-        found = blip.text_states(z_v[: len(texts)], texts)[0]
+        found = text_states(blip, z_v[: len(texts)], texts)[0]
         for phase in range(3):
             np.testing.assert_allclose(found[:, phase], prompt_alone, atol=1e-5)
+
+
+def text_states(blip, z_v, texts):
+    return blip.text_states(z_v, [blip.tokens(text) for text in texts])
 
 
 def states_of(blip, z, text, skip=None):

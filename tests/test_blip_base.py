@@ -45,16 +45,16 @@ def test_captions_from_z_v_are_those_of_the_picture_token_for_token(base):
         [token for token in row[len(blip.prompt) :] if token not in blip.tokenizer.all_special_ids]
         for row in ids.tolist()
     ]
-    ours = [blip.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    ours = [blip.tokens(text) for text in texts]
     assert ours == expected
     assert ours[0] != ours[1]
     assert all(len(set(row)) >= 5 for row in ours)  # no word said over and over
-    states = blip.text_states(z_v, texts)
+    states = blip.text_states(z_v, ours)
     assert states.shape == (2, 13, 3, 768)
-    longer = f"{texts[0]} a picture of {texts[1]}"
-    padded = blip.text_states(z_v, [texts[0], longer])[0]  # the first is padded to the second
+    longer = [*ours[0], *blip.prompt[1:], *ours[1]]
+    padded = blip.text_states(z_v, [ours[0], longer])[0]  # the first is padded to the second
     np.testing.assert_allclose(padded, states[0], atol=1e-5)
-    alone = blip.text_states(z_v[:1], texts[:1])[0]
+    alone = blip.text_states(z_v[:1], ours[:1])[0]
     np.testing.assert_allclose(alone, states[0], atol=1e-5)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     print(f"at most {peak:.1f} GB of memory")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from small_blip import SPECIAL, originals_names, random_blip
 
 from nsdcap import miniature
 from nsdcap.blip import Blip
@@ -92,6 +94,44 @@ def test_penalty_counts_the_prompt_and_lengths_do_not():
     ours = blip.captions(z_v)
     assert ours == texts_of(blip, z_v, settings)
     assert ours != texts_of(blip, z_v, settings, unpunished=len(blip.prompt))
+
+
+def test_text_states_are_of_the_tokens_that_were_written(tmp_path):
+    """Read from their text, many captions of this model would be cut into other tokens: it writes pieces
+    that make up words, and special tokens, which the text leaves out."""
+    pieces = ["".join(letters) for n in (1, 2, 3, 4) for letters in product("xy", repeat=n)]
+    words = ["a", "picture", "of", *pieces, *(f"##{piece}" for piece in pieces)][:55]
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, *words]) + "\n")
+    model = random_blip()
+    torch.save({"model": originals_names(model)}, tmp_path / "model.pth")
+    models = Models(
+        blip=str(tmp_path / "model.pth"), blip_tokenizer=str(tmp_path), device="cpu", batch=7
+    )
+    blip = Blip(models, Caption(max_length=12, repetition_penalty=1.2))
+    pictures = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), np.uint8).repeat(8, 1)
+    pixels = blip.images(list(pictures), return_tensors="pt")["pixel_values"]
+    told = model.generate(
+        pixel_values=pixels, input_ids=torch.tensor([[*blip.prompt, blip.end]] * 40), num_beams=3,
+        min_length=5, max_length=12, repetition_penalty=1.2, do_sample=False,
+    ).tolist()  # fmt: skip
+    rows = [row[: row.index(blip.end)] if blip.end in row else row for row in told]
+    z_v = blip.features(pictures)
+    written = blip.write(z_v)
+    assert written == [row[len(blip.prompt) :] for row in rows]
+    texts = blip.texts(written)
+    assert texts == blip.captions(z_v)
+    others = sum(blip.tokens(text) != row for text, row in zip(texts, written, strict=True))
+    assert others > 20
+    z_b = blip.text_states(z_v, written)
+    for number, row in enumerate(rows):
+        hidden = model.text_decoder(
+            input_ids=torch.tensor([row]), encoder_hidden_states=torch.from_numpy(z_v[[number]]),
+            output_hidden_states=True,
+        ).hidden_states  # fmt: skip
+        states = torch.stack(hidden)[:, 0, len(blip.prompt) :].numpy()
+        # each position counts 60 times: 60 is a multiple of three whatever the length
+        spread = np.stack(np.split(np.repeat(states, 60, axis=1), 3, axis=1), 1).mean(2)
+        np.testing.assert_allclose(z_b[number], spread, atol=1e-5)
 
 
 @pytest.mark.byhand

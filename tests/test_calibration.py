@@ -37,7 +37,7 @@ def maps_of(count: int, correlated: bool, effect: np.ndarray, seed: int) -> np.n
 
 @pytest.mark.parametrize("correlated", [False, True], ids=["independent", "correlated"])
 def test_few_maps_of_noise_have_a_discovery(correlated: bool) -> None:
-    p = maps_of(800, correlated, np.zeros(VOXELS), seed=1)
+    p = maps_of(600, correlated, np.zeros(VOXELS), seed=1)
     share = np.mean([fdr(one)[0].any() for one in p])
     error = (ALPHA * (1 - ALPHA) / len(p)) ** 0.5
     assert share <= ALPHA + 3 * error

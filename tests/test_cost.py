@@ -34,7 +34,7 @@ def of_stages(data: DataSizes, settings: config.Config) -> dict[str, cost.Cost]:
     models = model_sizes(settings)
     found = {
         name: getattr(cost, name)(data, models, settings)
-        for name in ("prepare", "decode", "caption", "reconstruct", "kernel")
+        for name in ("prepare", "decode", "caption", "reconstruct", "compare", "kernel")
     }
     found["features"] = cost.features(data.pictures, models, settings)
     found["encode z_v"] = cost.encode(data, models, settings, joint=False)
@@ -66,6 +66,11 @@ def test_full_size_is_sane(base):
     assert not slow["decode"].gpu
     assert found["decode"].gpu
     assert not of_stages(FULL, base("models.device=cpu"))["reconstruct"].gpu
+    assert 0.1 < hours["compare"] < 1
+    assert not found["compare"].gpu  # no network without weights
+    seen = of_stages(FULL, base("models.backbones=/weights"))["compare"]
+    assert seen.gpu
+    assert 0.02 < seen.seconds / HOUR < 0.5
     disk = {name: one.disk_bytes / GB for name, one in found.items()}
     assert disk["prepare"] == pytest.approx(4 * (24980 + 982) * 12000 / GB)
     assert 15.7 < disk["features"] < 20  # z_v alone is 8,859 x 443,136 float32
@@ -85,6 +90,9 @@ def test_memory_is_above_what_is_held_and_fits_ordinary_nodes(base):
     assert memory["encode z_v"] > (8 * n**2 + 3 * 4 * n * p) / GB
     assert memory["caption"] > 3 * 4 * m * 443136 / GB
     assert memory["prepare"] > 0.6
+    seen = of_stages(FULL, base("models.backbones=/weights"))["compare"]
+    layers = 192 * 31 * 31 + 256 * 15 * 15
+    assert seen.memory_bytes > 4 * m * layers + 11 * 2 * 4 * m**2
     assert max(memory.values()) < 32
 
 
@@ -116,7 +124,8 @@ def test_nothing_gets_cheaper_with_more_data(base, more):
         ("encode.ratios=[0.1,0.5,1,2,10]", ("encode layer",)),
         ("caption.beams=6", ("features", "caption")),
         ("reconstruct.steps=100", ("reconstruct",)),
-        ("reconstruct.samples=10", ("reconstruct",)),
+        ("reconstruct.samples=10", ("reconstruct", "compare")),
+        ("models.backbones=/weights", ("compare",)),
         ("models.picture_size=480", ("features", "decode", "kernel", "caption")),
     ],
 )  # fmt: skip
@@ -179,9 +188,9 @@ def test_ten_thousand_cells_are_few_lines_and_few_estimates(many_layers, capsys,
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 30
     assert any("encode subj02 layers 00-4999 (5000)" in line for line in lines)
-    assert "10016 of 10016 cells would run, 0 would not" in lines[-2]
+    assert "10018 of 10018 cells would run, 0 would not" in lines[-2]
     assert sorted(looked) == [1, 2]
-    assert len(estimates) == len(set(estimates)) == 18
+    assert len(estimates) == len(set(estimates)) == 20
     assert not out.exists()
 
 
@@ -208,6 +217,29 @@ def test_sums_are_of_what_would_run(many_layers, capsys):
     first = cost.Costs(ledger).of(cells[0])
     total = (100 * one.seconds + first.seconds) / 3600
     assert f"about {total:,.1f} hours" in capsys.readouterr().out
+
+
+def test_the_table_tells_what_the_site_gives(many_layers, tmp_path, capsys):
+    arguments, settings, out = many_layers
+    (tmp_path / "site.toml").write_text(
+        "[defaults]\ncpus = 3\nmemory_gb = 70\n[stages.features]\ngpus = 2\nmemory_gb = 90\n"
+    )
+    cluster = ["--executor", "slurm", "--site", str(tmp_path / "site.toml")]
+    assert launch.main([*arguments, *cluster]) == 0
+    said = capsys.readouterr().out
+    rows = {stage: f"{stage} subj01" for stage in ("decode", "features", "encode")}
+    rows = {
+        s: next(line for line in said.splitlines() if line.startswith(r)) for s, r in rows.items()
+    }
+    features = cost.Costs(Ledger(settings, out)).of(Cell("features", 1))
+    assert rows["features"].split()[-4:] == ["2", "GPUs,", "3", "cores"]
+    assert f" {dry_run.duration(features.seconds / 2)} " in rows["features"]
+    assert " 90 GB " in rows["features"]
+    for stage in ("decode", "encode"):
+        assert " 70 GB " in rows[stage]
+        assert rows[stage].endswith("  3 cores")
+    assert "at most 90 GB of memory" in said
+    assert not out.exists()
 
 
 def test_names_of_groups():

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionImg2ImgPipeline
 
 from nsdcap import config, miniature
 from nsdcap.diffusion import Diffusion, resize
-from nsdcap.errors import DataError
+from nsdcap.errors import DataError, UsageError
 from nsdcap.miniature import world
 
 MODELS = config.Models(diffusion=str(miniature.MODELS / "diffusion"), device="cpu", batch=5)
@@ -115,5 +115,5 @@ def test_resize_keeps_a_flat_picture_flat():
 def test_what_is_no_model_or_no_size_is_refused():
     with pytest.raises(DataError, match=r"models\.diffusion"):
         Diffusion(dataclasses.replace(MODELS, diffusion=str(miniature.MODELS / "blip")), SETTINGS)
-    with pytest.raises(DataError, match=r"coarse_size: found 42, expected a multiple of 4"):
+    with pytest.raises(UsageError, match=r"coarse_size: found 42, expected a multiple of 4"):
         Diffusion(MODELS, dataclasses.replace(SETTINGS, coarse_size=42))

@@ -1,6 +1,7 @@
 """Where denoising begins: as diffusers' own pipeline, or as CompVis' img2img script, to 1e-4 in latents."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from nsdcap import config
 from nsdcap.diffusion import Diffusion
@@ -41,21 +44,25 @@ def ours(folder, **settings):
     return Diffusion(models, dataclasses.replace(SETTINGS, **settings))
 
 
-@pytest.mark.parametrize(("steps", "strength"), [(25, 0.8), (7, 1.0), (30, 0.29)])
-def test_diffusers_start_equals_the_pipeline(folder, inputs, monkeypatch, steps, strength):
-    coarse, c, noise = inputs
-    diffusion = ours(folder, steps=steps, strength=strength)
-    parts = {
-        name: getattr(diffusion, name) for name in ("vae", "unet", "text_encoder", "tokenizer")
-    }
+def pipeline_of(diffusion, folder):
+    """diffusers' own, of the same parts."""
+    names = ("vae", "unet", "text_encoder", "tokenizer")
     pipeline = StableDiffusionImg2ImgPipeline(
-        **parts,
+        **{name: getattr(diffusion, name) for name in names},
         scheduler=DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(25, 0.8), (7, 1.0), (30, 0.29)])
+def test_diffusers_start_equals_the_pipeline(folder, inputs, monkeypatch, steps, strength):
+    coarse, c, noise = inputs
+    diffusion = ours(folder, steps=steps, strength=strength)
+    pipeline = pipeline_of(diffusion, folder)
     module = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img"
     monkeypatch.setattr(f"{module}.randn_tensor", lambda *args, **kwargs: torch.from_numpy(noise))
     theirs = pipeline(
@@ -139,3 +146,30 @@ def test_batch_and_order_change_nothing(folder, inputs):
 def test_presets_name_their_start():
     assert config.load().reconstruct.start == "diffusers"
     assert config.load(preset="released").reconstruct.start == "released"
+
+
+def test_a_picture_by_the_pipelines_own_encoding(folder, inputs, tmp_path):
+    """Nothing of the pipeline is replaced. It starts from a sample of the posterior, ours from its mean: here
+    the autoencoder is sure of its code, with a spread of 3e-7, so that both are the same."""
+    sure = shutil.copytree(folder, tmp_path / "sure")
+    file = sure / "vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["quant_conv.weight"][4:] = 0
+    tensors["quant_conv.bias"][4:] = -30  # log variance
+    save_file(tensors, file, {"format": "pt"})
+    coarse, c, _ = inputs
+    draws = torch.Generator().manual_seed(4)
+    torch.randn((3, 4, 8, 8), generator=draws)  # of the posterior
+    noise = torch.randn((3, 4, 8, 8), generator=draws).numpy()
+    diffusion = ours(sure, steps=8)
+    theirs = pipeline_of(diffusion, sure)(
+        prompt_embeds=torch.from_numpy(c),
+        negative_prompt_embeds=torch.from_numpy(diffusion.text_latents([""] * 3)),
+        image=[Image.fromarray(picture) for picture in coarse],
+        strength=SETTINGS.strength, guidance_scale=SETTINGS.guidance, num_inference_steps=8,
+        generator=torch.Generator().manual_seed(4), output_type="latent",
+    ).images.numpy()  # fmt: skip
+    found = diffusion.latents(coarse, c, noise)
+    np.testing.assert_allclose(found, theirs, atol=1e-4)
+    other = diffusion.latents(255 - coarse, c, noise)
+    assert np.abs(other - theirs).max() > 0.01  # the picture counts

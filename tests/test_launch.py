@@ -47,7 +47,7 @@ def test_plan_of_the_miniature_before_it_is_made(tmp_path, capsys):
     assert launch.main(["--dry-run", "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     assert "encode subj07 layer06: run" in text
-    assert "58 cells would run" in text
+    assert "62 cells would run" in text
     assert not (tmp_path / "out").exists()
 
 

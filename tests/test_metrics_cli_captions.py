@@ -99,7 +99,7 @@ def test_scores_of_files_and_pictures(files, images):
         assert score["value"] == pytest.approx(np.mean(values), abs=1e-6)
         assert min(values) - 1e-6 <= score["ci_low"] <= score["ci_high"] <= max(values) + 1e-6
         assert score["definition"].endswith("ViT-B/32") or metric == "CLIP cosine"
-        assert "by CLIP clip" in score["definition"]
+        assert "by CLIP ViT-3x128/8 (clip)" in score["definition"]
     computed = shutil.which("java") is not None
     for metric in ("BLEU-4 coco", "METEOR", "ROUGE-L", "CIDEr"):
         assert (found[metric]["value"] is not None) == computed

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from skimage.metrics import structural_similarity
 
 from nsdcap.errors import UsageError
-from nsdcap.metrics.pictures import pixcorr, two_way_identification
+from nsdcap.metrics.pictures import pixcorr, squared, ssim, two_way, two_way_identification
 from nsdcap.metrics.similarity import clip_similarity, wins
 
 
@@ -58,3 +59,54 @@ def test_pixcorr():
     expected = [np.corrcoef(x.ravel(), y.ravel())[0, 1] for x, y in zip(a, b, strict=True)]
     np.testing.assert_allclose(pixcorr(a, b), expected)
     assert np.isnan(pixcorr(np.zeros_like(a), b)).all()
+
+
+def test_two_way_counts_ties_by_half_and_leaves_out_what_has_no_similarity():
+    similarity = np.array([[0.5, 0.5, 0.1], [0.2, 0.3, 0.9], [0.4, np.nan, 0.4]])
+    found = two_way(similarity)
+    # its own entry against the two others of its row, and of its column
+    np.testing.assert_allclose(found.among_shown, [0.75, 0.5, 0.5])
+    np.testing.assert_allclose(found.among_predicted, [1, 0, 0.5])
+    similarity[1, 1] = np.nan
+    assert np.isnan(
+        [two_way(similarity).among_shown[1], two_way(similarity).among_predicted[1]]
+    ).all()
+    np.testing.assert_allclose(two_way(similarity).among_shown[[0, 2]], [0.75, 0.5])
+    assert np.isnan(two_way(np.ones((1, 1))).among_shown).all()
+
+
+@pytest.mark.parametrize("side", [16, 40])
+def test_ssim_is_scikit_images_on_grey(side):
+    """The grey and the Gaussian's settings written out; the library's own function on them."""
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    b = np.clip(a + rng.normal(0, 40, a.shape), 0, 255).astype(np.uint8)
+    grey = [x / 255 @ np.array([0.2125, 0.7154, 0.0721]) for x in (a, b)]
+    expected = [
+        structural_similarity(
+            x,
+            y,
+            win_size=11,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=1,
+        )
+        for x, y in zip(*grey, strict=True)
+    ]
+    np.testing.assert_allclose(ssim(a, b), expected, atol=1e-9)
+    np.testing.assert_allclose(ssim(a, a), 1)
+    with pytest.raises(UsageError, match="ssim: found"):
+        ssim(a, b[:2])
+
+
+def test_squared_is_what_torch_calls_antialiased_bilinear():
+    from torch import from_numpy
+    from torch.nn.functional import interpolate
+
+    picture = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    given = {"mode": "bilinear", "antialias": True}
+    expected = interpolate(from_numpy(picture).permute(2, 0, 1)[None].float(), (25, 25), **given)
+    found = squared(picture, 25).astype(float)
+    assert np.abs(found - expected[0].permute(1, 2, 0).numpy()).max() < 1
+    np.testing.assert_array_equal(squared(picture[:, :60], 60), picture[:, :60])

@@ -15,9 +15,9 @@ import sacrebleu
 from miniature_runs import launch_miniature
 from scipy.stats import binomtest, kstest
 
-from nsdcap import config, miniature, status
+from nsdcap import config, miniature, plots_mesh, plots_run, status
 from nsdcap.diffusion import Diffusion
-from nsdcap.miniature import world
+from nsdcap.miniature import cortex, world
 from nsdcap.miniature.judge import judge
 from nsdcap.paths import Cell, artefact, config_file
 
@@ -103,6 +103,30 @@ def test_z_b_adds_to_object_voxels_and_not_to_early_ones(run):
             gain = file["joint_mid/gain"][:]
         assert gain[classes == "object"].mean() > 0.03
         assert gain[classes == "object"].mean() > 3 * abs(gain[classes == "early"].mean())
+
+
+def test_figures_show_z_v_early_and_z_b_higher(run):
+    """By the numbers that the flat maps of figures 5 and 7 draw, in each stream's place on fsaverage."""
+    drawn = plots_run.open_run(run, artefact(run, Cell("aggregate")))
+    assert drawn.about["on_surface"] == list(SUBJECTS)
+    for subject in SUBJECTS:
+        ahead: dict[str, list] = {"early": [], "higher": []}
+        adds: dict[str, list] = {"early": [], "higher": []}
+        for hemi, mesh in cortex.fsaverage5().items():
+            view = plots_mesh.flat_view(hemi, 150)
+            stream = view.at_pixels(mesh.stream.astype(float), mean=False)
+            z_v, z_b, best = (
+                view.at_pixels(drawn.surface(subject, name, hemi))
+                for name in ("z_v_r", "z_B_r", "best_layer")
+            )
+            for name, place in (("early", stream == 1), ("higher", stream >= 5)):
+                ahead[name].append(np.nan_to_num(z_v[place]) - np.nan_to_num(z_b[place]))
+                adds[name].append(np.isfinite(best[place]))
+        early, higher = (np.concatenate(ahead[name]).mean() for name in ("early", "higher"))
+        assert early > 0.15
+        assert abs(higher) < 0.06
+        early, higher = (np.concatenate(adds[name]).mean() for name in ("early", "higher"))
+        assert higher > 3 * early
 
 
 # --- captions ------------------------------------------------------------------------------------
@@ -206,7 +230,7 @@ def test_shapes_are_recognisable_from_the_true_caption(drawn):
 def test_a_second_run_recomputes_nothing(run):
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
     said, seconds = launch_miniature(run)
-    assert "58 of 58 cells done, 58 of them before" in said
+    assert "62 of 62 cells done, 62 of them before" in said
     assert seconds < 10
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
     assert status.main([str(run)]) == 0

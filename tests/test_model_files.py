@@ -2,23 +2,27 @@
 
 import json
 import os
+import shutil
 import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from small_blip import originals_names, random_blip, write_vocabulary
+from transformers import CLIPModel
 
-from nsdcap import config, containers, launch, miniature
+from nsdcap import config, containers, launch, miniature, model_files, weights
 from nsdcap.cells import Ledger, run_cell
 from nsdcap.config import Models
 from nsdcap.cost import Costs
+from nsdcap.diffusion import Diffusion
 from nsdcap.errors import DataError, UsageError
-from nsdcap.model_files import weights_sha256
 from nsdcap.options import absolute
-from nsdcap.paths import Cell, sidecar
+from nsdcap.paths import Cell, parts_folder, sidecar
 from nsdcap.preflight import preflight
+from nsdcap.score import Clip
 from nsdcap.site import Site
 from nsdcap.stages import encode_states
 
@@ -51,9 +55,18 @@ def settings(tiny_tree, checkpoint):
     return load
 
 
-def test_a_run_with_a_checkpoint_file_carries_its_sha256(settings, checkpoint, tmp_path):
+def test_a_run_with_a_checkpoint_file_carries_its_sha256(
+    settings, checkpoint, tmp_path, monkeypatch
+):
     out = tmp_path / "out"
     out.mkdir()
+    begun, plain = [], model_files.sha256
+
+    def watched(path: Path) -> str:
+        begun.append(parts_folder(out, Cell("features")).exists())
+        return plain(path)
+
+    monkeypatch.setattr(model_files, "sha256", watched)
     (out / "config.toml").write_text(config.dump(settings()))
     assert run_cell(str(out), "features", None, None, False) == "done"
     kept = json.loads(sidecar(out, Cell("features")).read_text())
@@ -65,6 +78,8 @@ def test_a_run_with_a_checkpoint_file_carries_its_sha256(settings, checkpoint, t
         names.add(name)
         assert kept["weights_sha256"][name] == sha256(path)
     assert set(kept["weights_sha256"]) == names
+    assert begun
+    assert not any(begun)  # all of what the cell was about to read
     assert "blip_tokenizer/vocab.txt" in kept["depends"]["files"]
 
     def reason() -> str:
@@ -126,41 +141,86 @@ def test_a_dry_run_refuses_a_broken_checkpoint(settings, checkpoint, tiny_tree, 
     assert "model_base.pth': no checkpoint; download it anew" in capsys.readouterr().err
 
 
-def test_of_a_folder_the_files_that_are_read_count(tmp_path):
-    folder = tmp_path / "clip"
-    (folder / "inner").mkdir(parents=True)
-    for name in ("model.safetensors", "pytorch_model.bin", "inner/pytorch_model.bin", "a.json"):
-        (folder / name).write_text(name)
-    found = weights_sha256(Models(clip=str(folder)), ["clip"])
-    assert found == {
-        f"clip/{name}": sha256(folder / name)
-        for name in ("model.safetensors", "inner/pytorch_model.bin")
+def hashes(**places: Path) -> dict[str, str]:
+    models = Models(**{name: str(place) for name, place in places.items()})
+    return weights.weights_sha256(replace(config.Config(), models=models), places)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole beside parts", "parts"])
+def test_of_a_folder_the_files_that_are_read_count(tmp_path, whole):
+    """Those, of all that lie there, whose damage is told as the classes load."""
+    for name in ("clip", "diffusion"):
+        shutil.copytree(miniature.MODELS / name, tmp_path / name)
+    clip, diffusion = tmp_path / "clip", tmp_path / "diffusion"
+    shutil.copytree(diffusion / "text_encoder", diffusion / "safety_checker")
+    parted = ((UNet2DConditionModel, diffusion / "unet", "3MB"), (CLIPModel, clip, "1MB"))
+    for kind, folder, size in parted:
+        (file,) = folder.glob("*.safetensors")
+        content = file.read_bytes()
+        kind.from_pretrained(folder).save_pretrained(folder, max_shard_size=size)
+        assert list(folder.glob("*-00001-of-*"))
+        if whole:
+            file.write_bytes(content)
+        else:
+            file.unlink(missing_ok=True)
+    for file in list(tmp_path.rglob("*.safetensors")):
+        if "-of-" not in file.name:
+            shutil.copy(file, file.with_suffix(".fp16.safetensors"))
+        file.with_name("pytorch_model.bin").write_bytes(b"the same in another format")
+    settings = config.Reconstruct(coarse_size=64, size=64)
+    read = {
+        f"clip/{name}" for name in damaged(clip, lambda: Clip(Models(clip=str(clip), device="cpu")))
     }
-    (folder / "model.safetensors").write_text("another text")
-    assert weights_sha256(Models(clip=str(folder)), ["clip"])["clip/model.safetensors"] == sha256(
-        folder / "model.safetensors"
-    )
+    models = Models(diffusion=str(diffusion), device="cpu")
+    read |= {
+        f"diffusion/{name}" for name in damaged(diffusion, lambda: Diffusion(models, settings))
+    }
+    found = hashes(clip=clip, diffusion=diffusion)
+    assert set(found) == read
+    assert {name: sha256(tmp_path / name) for name in found} == found
+    (clip / "config.json").unlink()
+    (file := tmp_path / next(iter(found))).write_bytes(b"another text")
+    assert hashes(clip=clip)[next(iter(found))] == sha256(file)
 
 
-def test_of_a_hub_id_those_in_the_cache(tmp_path):
-    """The cache's own layout, in a process of its own: its place is read when it is imported."""
-    repository = tmp_path / "hub/models--some--clip"
-    (snapshot := repository / "snapshots/0123abc").mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs/main").write_text("0123abc")
-    (snapshot / "model.safetensors").write_text("weights")
-    code = (
-        "from nsdcap.model_files import weights_sha256; from nsdcap.config import Models\n"
-        "print(weights_sha256(Models(clip='some/clip'), ['clip']))"
-    )
-    places = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **places},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.strip() == str(
-        {"clip/model.safetensors": sha256(snapshot / "model.safetensors")}
-    )
+def damaged(folder: Path, load) -> set[str]:
+    """Files of weights without which ``load`` fails."""
+    load()
+    found = set()
+    for file in [f for f in folder.rglob("*") if f.suffix in (".safetensors", ".bin")]:
+        content = file.read_bytes()
+        file.write_bytes(b"damaged")
+        try:
+            load()
+        except DataError:
+            found.add(file.relative_to(folder).as_posix())
+        file.write_bytes(content)
+    return found
+
+
+def test_a_lock_is_not_read_for_nothing(tmp_path, monkeypatch):
+    """What it says is taken, and of what it does not name each file is read once."""
+    for name in ("clip", "blip"):
+        shutil.copytree(miniature.MODELS / name, tmp_path / name)
+    entry = {"repo": "x", "revision": "", "licence": ""}
+    lock = {
+        f"clip/{path.name}": {
+            **entry, "file": path.name, "size": path.stat().st_size, "sha256": sha256(path)
+        }
+        for path in (tmp_path / "clip").iterdir()
+    }  # fmt: skip
+    (tmp_path / weights.LOCK).write_text(json.dumps({"files": lock}))
+    weights.verify("models.clip", str(tmp_path / "clip"))
+    hashed: list[str] = []
+    plain = model_files.sha256
+    monkeypatch.setattr(model_files, "sha256", lambda path: hashed.append(str(path)) or plain(path))
+    for _ in range(2):
+        found = hashes(clip=tmp_path / "clip", blip=tmp_path / "blip")
+    assert hashed == [str(tmp_path / "blip/model.safetensors")]
+    assert found == {
+        f"{name}/model.safetensors": sha256(tmp_path / name / "model.safetensors")
+        for name in ("clip", "blip")
+    }
 
 
 def test_a_file_can_be_bound_into_an_image(tiny_image, checkpoint):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,11 +13,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from processes import gone, workers
 from small_runs import times, without
 
-from nsdcap import config, launch, miniature, shards
+from nsdcap import config, features, launch, miniature, parts, shards
 from nsdcap.errors import UsageError
 from nsdcap.parts import keep
 from nsdcap.paths import Cell, artefact, parts_folder, sidecar, write_json
@@ -56,10 +59,13 @@ def test_two_processes_give_the_bytes_of_one(small_run, tmp_path, cell):
 
 
 def test_a_machine_whose_own_name_is_unknown(small_run, tmp_path, monkeypatch):
-    """As compute nodes and laptops often are; the processes meet all the same."""
+    """As compute nodes and laptops often are; the processes meet all the same. This one, which puts the parts
+    together, loads no model."""
     arguments, done = small_run
     out = without(FEATURES, done, tmp_path / "out")
     monkeypatch.setattr(socket, "getfqdn", lambda *_: "no-such-host.invalid")
+    for name in ("Blip", "Diffusion"):
+        monkeypatch.setattr(features, name, None)
     words = [*arguments, "--stage", "features", "--out", str(out), "--processes", "2"]
     assert launch.main(words) == 0
     assert artefact(out, FEATURES).read_bytes() == artefact(done, FEATURES).read_bytes()
@@ -82,7 +88,9 @@ def test_ctrl_c_ends_all_at_once(small_run, tmp_path):
     assert "Traceback" not in told
 
 
-def test_a_process_that_is_killed_ends_the_others_and_nothing_is_done_again(small_run, tmp_path):
+def test_a_process_that_is_killed_ends_the_others_and_nothing_is_done_again(
+    small_run, tmp_path, monkeypatch, capsys
+):
     arguments, done = small_run
     out = without(FEATURES, done, tmp_path / "out")
     process = started(arguments, FEATURES, out)
@@ -98,6 +106,7 @@ def test_a_process_that_is_killed_ends_the_others_and_nothing_is_done_again(smal
     assert all(map(gone, both))
     kept = times(FEATURES, out)
     assert len(kept) >= 2
+    other = Path(shutil.copytree(out, tmp_path / "other batch"))
     # the rest by one process, which says after how many parts
     words = [*arguments, "--stage", "features", "--out", str(out)]
     done_by_one = subprocess.run(
@@ -105,6 +114,34 @@ def test_a_process_that_is_killed_ends_the_others_and_nothing_is_done_again(smal
     )
     assert f"{FEATURES}: goes on after {len(kept)} finished parts" in done_by_one.stdout
     assert artefact(out, FEATURES).read_bytes() == artefact(done, FEATURES).read_bytes()
+
+    # or with another batch: the parts of the old one are of no use
+    at_end: list[str] = []
+    forget = parts.forget
+    monkeypatch.setattr(
+        parts, "forget", lambda *a: (at_end.extend(times(FEATURES, other)), forget(*a))
+    )
+    words = [*arguments, "--stage", "features", "--set", "models.batch=40"]
+    assert launch.main([*words, "--out", str(other)]) == 0
+    assert "goes on" not in capsys.readouterr().out
+    with (
+        h5py.File(artefact(other, FEATURES)) as found,
+        h5py.File(artefact(done, FEATURES)) as whole,
+    ):
+        total = len(whole["nsd_id"])
+        assert set(at_end) == {f"{n}-{min(n + 40, total)}.part" for n in range(0, total, 40)}
+        assert found["caption"][:].tolist() == whole["caption"][:].tolist()
+        for name in ("z_v", "z_B", "z", "c"):
+            np.testing.assert_allclose(found[name][:], whole[name][:], atol=1e-4)
+
+
+def test_parts_that_serve_are_counted_and_others_thrown_away(tmp_path, capsys):
+    work = {name: partial(dict, x=number) for number, name in enumerate(("0-8", "8-16", "16-20"))}
+    for name in ("0-4", "4-8", "16-20", "0-16"):
+        keep(tmp_path, FEATURES, name, {"x": 7})
+    assert [int(found["x"]) for found in shards.in_order(tmp_path, FEATURES, work)] == [0, 1, 7]
+    assert f"{FEATURES}: goes on after 1 finished parts" in capsys.readouterr().out
+    assert set(times(FEATURES, tmp_path)) == {f"{name}.part" for name in work}
 
 
 def test_who_kills_the_cell_kills_its_processes_and_two_go_on(small_run, tmp_path):

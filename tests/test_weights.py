@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hub_server import Repo, commit_of, serving
 
-from nsdcap import config, containers, launch, miniature, status, weights
+from nsdcap import config, containers, launch, miniature, model_files, status, weights
 from nsdcap.cells import Ledger
 from nsdcap.errors import DataError
 from nsdcap.paths import Cell, artefact, failure
@@ -110,8 +110,8 @@ def test_without_a_lock_or_an_entry_in_it_nothing_is_asked(models, tmp_path):
 
 def test_a_file_is_hashed_once_and_again_when_it_was_touched(models, monkeypatch):
     hashed: list[str] = []
-    plain = weights.sha256
-    monkeypatch.setattr(weights, "sha256", lambda path: hashed.append(path.name) or plain(path))
+    plain = model_files.sha256
+    monkeypatch.setattr(model_files, "sha256", lambda path: hashed.append(path.name) or plain(path))
     for _ in range(3):
         weights.verify("models.clip", str(models / "clip"))
     count = sum(1 for path in (models / "clip").rglob("*") if path.is_file())

@@ -126,10 +126,10 @@ def prepared(options: argparse.Namespace) -> dict[str, tuple[Callable, int]]:
     if set(options.what) != {"reconstructions"}:
         blip = Blip(models, config.Caption())
         z_v = blip.features(shown)
-        texts = blip.captions(z_v)
+        written = blip.write(z_v)
 
         def states(rows: slice) -> np.ndarray:
-            return blip.text_states(z_v[rows], texts[rows])
+            return blip.text_states(z_v[rows], written[rows])
 
         steps["z_v"] = lambda rows: blip.features(shown[rows]), options.pictures
         steps["captions"] = lambda rows: blip.captions(z_v[rows]), options.pictures

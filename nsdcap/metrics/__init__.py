@@ -1,1 +1,1 @@
-"""How good captions and pictures are; each score with its definition. Arrays and strings only."""
+"""How good captions and pictures are; each score with its definition."""

@@ -41,9 +41,9 @@ def clip_pairs(
 
 def definitions(model: str) -> dict[str, str]:
     """What each of ``METRICS`` is, computed by the CLIP of that name."""
-    after = f'after "{PREFIX}", by CLIP {model}'
+    after = f'after "{PREFIX}", by {model}'
     return {
-        COSINE: f"cosine of the caption's and the shown picture's embeddings, by CLIP {model}, mean",
+        COSINE: f"cosine of the caption's and the shown picture's embeddings, by {model}, mean",
         CLIP_S: f"2.5 max(cosine, 0) of caption and shown picture, {after}, mean; "
         "published ones are of ViT-B/32",
         REFCLIP_S: "harmonic mean of CLIP-S and the largest cosine of caption and reference, or 0, "

@@ -40,7 +40,7 @@ def whole(idle_cluster, reference, tmp_path) -> Run:
 
 
 def test_a_whole_run_is_the_same_as_inline(whole, request, tmp_path):
-    """Twenty cells of eight stages, in an image where Apptainer is; its name is odd as well."""
+    """Twenty-two cells of nine stages, in an image where Apptainer is; its name is odd as well."""
     image = ""
     if shutil.which("apptainer"):
         image = str(request.getfixturevalue("tiny_image").sif)
@@ -59,11 +59,11 @@ def test_a_whole_run_is_the_same_as_inline(whole, request, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
     with closed(whole.cluster):
         said = whole.launch()
-        assert "0 cells submitted, 20 on their way" in whole.launch()
+        assert "0 cells submitted, 22 on their way" in whole.launch()
     assert said.splitlines()[0] == (
         f"executor slurm: site file {whole.site_file}, and sbatch is on the PATH"
     )
-    assert "20 cells submitted, 0 on their way before, 0 done before" in said
+    assert "22 cells submitted, 0 on their way before, 0 done before" in said
     compare_scripts(whole, dry)
     whole.settle(400)
     assert {element.state for element in whole.mine().values()} == {"COMPLETED"}

@@ -1,0 +1,103 @@
+"""What models allow of the settings, told before any work by their small files alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nsdcap import weights
+from nsdcap.config import Caption, Config, Models, Reconstruct
+from nsdcap.errors import UsageError
+from nsdcap.model_files import is_checkpoint
+from nsdcap.stages import blip_config
+
+
+def check(settings: Config, loaded: Iterable[str]) -> None:
+    """Refuse settings that the models ``loaded``, which are at hand, cannot follow.
+
+    Raises
+    ------
+    UsageError
+        A picture size that is no multiple of the ViT's patch or of the autoencoder's reduction, a caption
+        that has no room after its prompt or is longer than the text decoder's positions.
+    """
+    models = settings.models
+    blip = blip_config(models.blip) if "blip" in loaded else {}
+    if blip.get("model_type", "blip") == "blip" and blip:  # of another model its class tells
+        check_picture_size(models.picture_size, blip.get("vision_config", {}).get("patch_size", 16))
+        prompt = prompt_length(models, settings.caption.prompt)
+        if prompt is not None:
+            positions = blip.get("text_config", {}).get("max_position_embeddings", 512)
+            check_lengths(settings.caption, prompt, positions)
+    if "diffusion" in loaded:
+        file = (_folder(models.diffusion) or Path()) / "vae" / "config.json"
+        if file.is_file():
+            check_sizes(settings.reconstruct, json.loads(file.read_text()))
+
+
+def check_picture_size(wanted: int, patch: int) -> None:
+    """Raise UsageError for BLIP's pictures of ``wanted`` pixels that patches of ``patch`` do not fill."""
+    if wanted % patch:
+        raise UsageError(
+            f"models.picture_size: found {wanted}, expected a multiple of {patch}, the patch of models.blip's "
+            "ViT"
+        )
+
+
+def check_lengths(caption: Caption, prompt: int, positions: int) -> None:
+    """Raise UsageError where a caption's tokens, ``prompt`` of them given before, cannot be written at the
+    text decoder's ``positions``."""
+    if caption.max_length <= prompt:
+        raise UsageError(
+            f"caption.max_length: found {caption.max_length}, expected more than {prompt}, the tokens of "
+            f"caption.prompt = {caption.prompt!r} and its [DEC]; shorten the prompt or raise the length"
+        )
+    if caption.max_length > positions:
+        raise UsageError(
+            f"caption.max_length: found {caption.max_length}, expected at most {positions}, the positions of "
+            "models.blip's text decoder"
+        )
+
+
+def check_sizes(settings: Reconstruct, autoencoder: Any) -> int:
+    """The factor by which an autoencoder of this configuration reduces pictures.
+
+    Raises
+    ------
+    UsageError
+        A size that is not a multiple of it.
+    """
+    reduction = 2 ** (len(autoencoder.get("block_out_channels", (128, 256, 512, 512))) - 1)
+    for size in ("coarse_size", "size"):
+        if getattr(settings, size) % reduction:
+            raise UsageError(
+                f"reconstruct.{size}: found {getattr(settings, size)}, expected a multiple of {reduction}, by "
+                "which the autoencoder of models.diffusion reduces"
+            )
+    return reduction
+
+
+def prompt_length(models: Models, prompt: str) -> int | None:
+    """Tokens of a prompt, [DEC] included, by the tokenizer's file; None where there is none to read.
+
+    By the library under transformers', which loads in a moment.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.implementations import BertWordPieceTokenizer
+
+    folder = _folder(models.blip_tokenizer if is_checkpoint(models.blip) else models.blip) or Path()
+    tokenizer: Any
+    whole, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
+    if whole.is_file():
+        tokenizer = Tokenizer.from_file(str(whole))
+    elif vocabulary.is_file():
+        tokenizer = BertWordPieceTokenizer(str(vocabulary))
+    else:
+        return None
+    return 1 + len(tokenizer.encode(prompt, add_special_tokens=False).ids)
+
+
+def _folder(where: str) -> Path | None:
+    return weights.folder_of(where) if weights.is_path(where) else weights.snapshot(where)
