@@ -96,6 +96,10 @@ def test_a_row_without_a_value_says_why():
     score = Scores([row("SPICE", "", note="needs Java in /opt/x/bin/java")], [1], "brain", "SPICE")
     assert (score.mean, score.why) == ("none", "needs Java in .../java")
     assert Scores([row("SPICE", "", note="a")], [1], "brain", "SPICE").interval == ""
+    notes = ["not computed: no weights", "2 pictures left out"]
+    table = [row("SSIM", value, k, note=notes[k - 1]) for k, value in ((1, ""), (2, "0.5"))]
+    score = Scores(table, [1, 2], "brain", "SSIM")
+    assert (score.mean, score.why, score.remarks) == ("0.500", "no weights", notes[1])
 
 
 def test_interval_is_students_t_over_subjects():
