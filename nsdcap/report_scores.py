@@ -14,8 +14,8 @@ from nsdcap.plots_cortex import Run
 _FOLDERS = re.compile(r"""(?<![\w.])~?/(?:[^\s/'",;:]+/)+""")
 _TIES = re.compile(r"; \d+ ties left out")
 ARMS = {
-    "brain": "from the brain", "brain_gain": "from the brain, with gain",
-    "picture": "from the picture’s own features", "nearest": "nearest training picture’s, human",
+    "brain": "brain", "brain_gain": "brain, with gain",
+    "picture": "picture’s own features", "nearest": "nearest training picture’s, human",
     "caption": "caption arm", "direct": "direct arm", "coarse": "coarse picture alone",
 }  # fmt: skip
 CORRELATIONS = ("CLIP cosine", "CLIP similarity", "PixCorr", "SSIM")

@@ -85,7 +85,7 @@ def test_an_overview_has_a_row_a_metric_and_a_column_an_arm(run):
     table = [row("A", "0.5"), row("A", "0.25", arm="other"), row("B", "", note="no Java"),
              row("wins", "0.5", arm="x over y"), row("C", "1", arm="third")]  # fmt: skip
     view = overview(by_metric(run, table))
-    assert view.arms == ["from the brain", "other", "third"]
+    assert view.arms == ["brain", "other", "third"]
     assert [metric.name for metric, _ in view.rows] == ["A", "B", "C"]
     means = [[arm.mean if arm else "" for arm in arms] for _, arms in view.rows]
     assert means == [["0.500", "0.250", ""], ["none", "", ""], ["", "", "1.00"]]
