@@ -15,9 +15,7 @@ from nsdcap.metrics.peers import DIRECTIONS, METRICS
 from nsdcap.metrics.pictures import two_way_identification
 from nsdcap.metrics.similarity import clip_similarity, shuffled, unit, wins
 from nsdcap.paths import Cell, artefact
-from nsdcap.tables import SEED, mean_interval, open_hdf5, score_row
-
-SHUFFLES = 1000
+from nsdcap.tables import SEED, SHUFFLES, mean_interval, open_hdf5, score_row
 
 
 def picture_rows(out: Path, subject: int, captioned: set[int]) -> list[dict]:
