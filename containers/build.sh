@@ -4,7 +4,9 @@
 #   containers/build.sh [OPTION]... IMAGE.sif
 #
 #   --base BASE     a registry's image with Python 3.11 (default: python:3.11-slim-bookworm of Docker Hub)
-#   --extras NAMES  extras of setup.cfg: cuda13 (default), or '' for none
+#   --extras NAMES  extras of setup.cfg: cuda13,metrics,backbones (default), or '' for none
+#   --java PACKAGE  Debian's package of Java, for METEOR and COCO's tokenizer: default-jre-headless (default),
+#                   or '' for none; none by default with --wheels
 #   --wheels DIR    install from this folder alone, without a network; see containers/wheels.sh
 #   --no-https      the base's registry speaks plain http
 #   --fakeroot      as apptainer build's; root without all capabilities needs it
@@ -19,10 +21,10 @@ refuse() {
   exit 2
 }
 
-base='' extras=cuda13 wheels='' force='' options=() image=''
+base='' extras=cuda13,metrics,backbones java=default wheels='' force='' options=() image=''
 while [ $# -gt 0 ]; do
   case $1 in
-    --base | --extras | --wheels)
+    --base | --extras | --java | --wheels)
       [ $# -ge 2 ] || refuse "$1: a value is missing after it"
       declare "${1#--}=$2"
       shift 2
@@ -42,6 +44,8 @@ done
 [[ $image == *.sif ]] || refuse "found '$image', expected the image's name, ending in .sif"
 [ -n "$force" ] || [ ! -e "$image" ] || refuse "$image is there; --force replaces it"
 [[ $extras =~ ^[a-z0-9,]*$ ]] || refuse "--extras: found '$extras', expected names of setup.cfg's extras, as in cuda13"
+[ "$java" != default ] || { [ -n "$wheels" ] && java='' || java=default-jre-headless; }
+[[ $java =~ ^[a-z0-9.+-]*$ ]] || refuse "--java: found '$java', expected a package's name, as in default-jre-headless"
 [ -z "$wheels" ] || [ -d "$wheels" ] || refuse "--wheels: there is no folder '$wheels'; containers/wheels.sh makes one"
 [[ $wheels != *[\"$'\n']* ]] || refuse "--wheels: '$wheels' cannot be bound; name a folder without quotes"
 command -v apptainer >/dev/null || refuse "there is no apptainer on the PATH; load its module or install it"
@@ -56,7 +60,7 @@ if commit=$(git rev-parse HEAD 2>/dev/null); then
   [ -z "$(git status --porcelain -- nsdcap setup.cfg pyproject.toml Apptainer.def containers)" ] || changed=true
 fi
 default=$(sed -n 's/^ *BASE=//p' Apptainer.def)
-options+=(--build-arg "BASE=${base:-$default}" --build-arg "EXTRAS=$extras" --build-arg "COMMIT=${commit:-unknown}")
+options+=(--build-arg "BASE=${base:-$default}" --build-arg "EXTRAS=$extras" --build-arg "JAVA=$java" --build-arg "COMMIT=${commit:-unknown}")
 if [ -n "$wheels" ]; then
   options+=(--mount "type=bind,\"source=$wheels\",destination=/mnt,ro" --build-arg WHEELS=/mnt)
 fi

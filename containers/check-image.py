@@ -11,7 +11,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "cupy-cuda12x": "cupy", "cupy-cuda13x": "cupy"}
+NAMES = {
+    "pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn",
+    "cupy-cuda12x": "cupy", "cupy-cuda13x": "cupy",
+}  # fmt: skip
 
 
 def main() -> None:

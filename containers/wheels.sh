@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Gather the wheels of a CPU image in a folder, for containers/build.sh --extras '' --wheels DIR:
+# Gather the wheels of a CPU image in a folder, for containers/build.sh --extras metrics --wheels DIR:
 #
 #   containers/wheels.sh DIR
 #
@@ -17,5 +17,5 @@ gather() {
 }
 gather --no-deps "torch==$torch+cpu" 2>/dev/null ||
   gather --no-deps "torch==$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu
-gather --find-links "$folder" "torch==$torch+cpu" setuptools .
+gather --find-links "$folder" "torch==$torch+cpu" setuptools ".[metrics]"
 rm -f -- "$folder"/nsdcap-*.whl # the image's is built from the checkout

@@ -11,6 +11,7 @@ import argparse
 import base64
 import csv
 import gzip
+import io
 import json
 import re
 import sys
@@ -44,6 +45,7 @@ from nsdcap.report_scores import Scores, by_metric, columns, overview, without_f
 from nsdcap.tables import SEED
 
 BUDGET = 15e6  # bytes that a report of four subjects stays under
+HEAVY = 400_000  # bytes of a figure's PNG above which the report holds it as WebP
 TABLES = ("captions", "pictures", "encoding", "layers", "decoding")
 LONG = 150  # rows from which a table that is not known here is only given as a file
 # the made-up world's own captioner; real pictures must never pass for it, so nothing looser will do
@@ -232,6 +234,20 @@ def cortex(path: Path) -> dict[str, Any] | None:
     return {"packed": base64.b64encode(packed).decode("ascii"), "size": bytes_text(len(raw))}
 
 
+def figure_uri(path: Path) -> str:
+    """A figure's PNG as a data URI; above HEAVY as WebP, which is several times smaller for photographs."""
+    raw, kind = path.read_bytes(), "png"
+    if len(raw) > HEAVY:
+        from PIL import Image
+
+        buffer = io.BytesIO()
+        with Image.open(path) as image:
+            image.convert("RGB").save(buffer, "WEBP", quality=90, method=6)
+        if buffer.tell() < len(raw):
+            raw, kind = buffer.getvalue(), "webp"
+    return f"data:image/{kind};base64," + base64.b64encode(raw).decode("ascii")
+
+
 def _csv_uri(path: Path) -> str:
     text = without_folders(path.read_text(encoding="utf-8"))
     return "data:text/csv;base64," + base64.b64encode(text.encode()).decode("ascii")
@@ -253,8 +269,8 @@ def _figures(folder: Path, texts: dict[int, str]) -> list[dict[str, Any]]:
         path = folder / f"{entry['name']}.png"
         if not path.exists():
             raise DataError(f"{path}: missing; draw the figures again")
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
-        groups.setdefault(entry.get("number") or entry["name"], []).append({**entry, "png": data})
+        part = {**entry, "uri": figure_uri(path)}
+        groups.setdefault(entry.get("number") or entry["name"], []).append(part)
     keys = sorted(set(groups) | set(texts), key=lambda key: (isinstance(key, str), key))
     found = []
     for key in keys:

@@ -100,7 +100,7 @@ def _data(settings: Config, facts: dict[int, Facts], cite: Citations, miniature:
         f"We used the responses {where} the Natural Scenes Dataset ({cite('allen')}; pictures and captions of "
         f"COCO, {cite('coco')}, {cite('coco captions')}) of {of} {_and(list(facts))}: single-trial "
         f"{data.betas.replace('betas_', 'betas ')} ({cite('glmsingle')}) in the volume {data.space}, {units}, "
-        f"of {_each(facts, lambda f: f.sessions, 'sessions')}. The test set are the pictures that all subjects "
+        f"of {_each(facts, lambda f: f.sessions, 'sessions')}. The test set is the pictures that all subjects "
         f"saw ({_each(facts, lambda f: f.tests, 'pictures')}), whose trials were averaged "
         f"({_each(facts, lambda f: f'{f.repeats:.2f}', 'trials a picture')} on average); training used "
         f"{_each(facts, lambda f: f'{f.trials:,}', 'single trials')} of "

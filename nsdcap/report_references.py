@@ -88,7 +88,7 @@ REFERENCES = {
     "signs": (
         "Efron, 1969",
         "Efron, B. (1969). Student's t-test under symmetry conditions. Journal of the American "
-        "Statistical Association, 64(328), 1278-1302. doi:10.1080/01621459.1969.10501056",
+        "Statistical Association, 64(328), 1278-1302.",
     ),
     "simes": (
         "Simes, 1986",

@@ -54,7 +54,7 @@ def results(
     """Every result of the paper with this run's, in the paper's order."""
     captions, pictures, encoding = scores["captions"], scores["pictures"], scores["encoding"]
     rows = []
-    arms = (("picture", "from the picture’s features"), ("brain_gain", "with gain"),
+    arms = (("picture", "from the picture itself"), ("brain_gain", "with gain"),
             ("nearest", "nearest picture’s caption"))  # fmt: skip
     bleus = dict.fromkeys(r["metric"] for r in captions if r["metric"].startswith("BLEU-4"))
     for k, metric in enumerate((*bleus, "CLIP cosine")):

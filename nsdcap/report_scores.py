@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,8 @@ from nsdcap.plots_cortex import Run
 _FOLDERS = re.compile(r"""(?<![\w.])~?/(?:[^\s/'",;:]+/)+""")
 _TIES = re.compile(r"; \d+ ties left out")
 ARMS = {
-    "brain": "from the brain", "brain_gain": "from the brain, with gain",
-    "picture": "from the picture’s own features", "nearest": "nearest training picture’s, human",
+    "brain": "brain", "brain_gain": "brain, with gain",
+    "picture": "picture’s own features", "nearest": "nearest training picture’s, human",
     "caption": "caption arm", "direct": "direct arm", "coarse": "coarse picture alone",
 }  # fmt: skip
 CORRELATIONS = ("CLIP cosine", "CLIP similarity", "PixCorr", "SSIM")
@@ -35,8 +36,8 @@ class Scores:
         own = [row for row in own if int(row["subject"]) in subjects]
         self.arm, self.metric = arm, metric
         self.rows = [row for row in own if row["value"]]
-        notes = dict.fromkeys(row["note"] for row in own if not row["value"] and row.get("note"))
-        self.why = without_folders("; ".join(notes))
+        self.why = _notes(row for row in own if not row["value"])
+        self.remarks = _notes(self.rows)
         self.definition = without_folders(next((row["definition"] for row in own), ""))
         if factor is None:
             share = self.definition.startswith("share ") or "wins" in metric or "two-way" in metric
@@ -200,6 +201,14 @@ def columns(rows: list[dict[str, str]]) -> list[Column]:
         cells = [form.format(float(text)).replace("-", "−") if text else "" for text in texts]
         found.append(Column(name, True, cells))
     return found
+
+
+def _notes(rows: Iterable[dict]) -> str:
+    """Each note of some rows once; that nothing is computed is said where there is no value."""
+    notes = dict.fromkeys(
+        row["note"].removeprefix("not computed: ") for row in rows if row.get("note")
+    )
+    return without_folders("; ".join(notes))
 
 
 def _float(text: str) -> float:

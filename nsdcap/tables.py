@@ -14,7 +14,7 @@ from nsdcap.errors import DataError
 from nsdcap.paths import Cell, artefact
 from nsdcap.stats import bootstrap_ci
 
-SHUFFLES, FEW_SHUFFLES, BOOTSTRAPS, SEED = 1000, 50, 1000, 0
+SHUFFLES, BOOTSTRAPS, SEED = 1000, 1000, 0
 SCORE_COLUMNS = (
     "subject", "arm", "metric", "definition", "value", "ci_low", "ci_high", "chance_mean",
     "chance_sd", "n", "n_shuffles", "note",

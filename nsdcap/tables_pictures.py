@@ -15,9 +15,7 @@ from nsdcap.metrics.peers import DIRECTIONS, METRICS
 from nsdcap.metrics.pictures import two_way_identification
 from nsdcap.metrics.similarity import clip_similarity, shuffled, unit, wins
 from nsdcap.paths import Cell, artefact
-from nsdcap.tables import SEED, mean_interval, open_hdf5, score_row
-
-SHUFFLES = 1000
+from nsdcap.tables import SEED, SHUFFLES, mean_interval, open_hdf5, score_row
 
 
 def picture_rows(out: Path, subject: int, captioned: set[int]) -> list[dict]:
@@ -63,7 +61,7 @@ def clip_rows(subject: int, arm: str, shown: np.ndarray, made: np.ndarray, by: s
     """
     n, samples = len(shown), made.shape[1]
     mean_of = _mean_of(samples)
-    similar = np.einsum("nd,msd->nm", unit(shown), unit(made)) / samples  # mean over samples
+    similar = unit(shown) @ unit(made).mean(1).T  # (n, n), mean over samples
     chance = shuffled(lambda order: float(similar[order, np.arange(n)].mean()), n, SHUFFLES, SEED)
     words = f"cosine of {by} picture embeddings{mean_of}"
     numbers = (*mean_interval(np.diag(similar)), *chance)

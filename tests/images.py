@@ -186,7 +186,7 @@ def built_image(
         wheels = cpu_wheels(request.config)
     folder = tmp_path_factory.mktemp("image")
     image = folder / "nsdcap.sif"
-    options = ["--base", registry.base, "--no-https", "--extras", "", "--wheels", wheels]
+    options = ["--base", registry.base, "--no-https", "--extras", "metrics", "--wheels", wheels]
     with timed(request.config, "containers/build.sh"):
         subprocess.run(
             [BUILD, *options, "--fakeroot", "--fast", image],

@@ -72,18 +72,22 @@ def test_scores_as_json_and_as_a_table(folders, capsys):
     assert "CLIP similarity, two-way among shown, two-way among predicted: not computed" in said
 
 
-def test_clip_goes_by_its_publishers_name():
-    from types import SimpleNamespace
+def test_clip_goes_by_its_publishers_name(tmp_path):
+    from transformers import CLIPConfig
 
-    from nsdcap.score import _name
+    from nsdcap.config import Models
+    from nsdcap.score import name_of
 
     for layers, width, patch, name in (
         (24, 1024, 14, "L/14"),
         (12, 768, 32, "B/32"),
         (3, 128, 8, "3x128/8"),
     ):
-        vision = SimpleNamespace(num_hidden_layers=layers, hidden_size=width, patch_size=patch)
-        assert _name(vision) == f"CLIP ViT-{name}"
+        vision = {"num_hidden_layers": layers, "hidden_size": width, "patch_size": patch}
+        vision["num_attention_heads"] = width // 64
+        CLIPConfig(vision_config=vision).save_pretrained(tmp_path / "mine")
+        found = name_of(Models(clip=str(tmp_path / "mine")))
+        assert found == f"CLIP ViT-{name} (mine)"
 
 
 def lost(made: Path, shown: Path) -> None:

@@ -85,7 +85,7 @@ def test_an_overview_has_a_row_a_metric_and_a_column_an_arm(run):
     table = [row("A", "0.5"), row("A", "0.25", arm="other"), row("B", "", note="no Java"),
              row("wins", "0.5", arm="x over y"), row("C", "1", arm="third")]  # fmt: skip
     view = overview(by_metric(run, table))
-    assert view.arms == ["from the brain", "other", "third"]
+    assert view.arms == ["brain", "other", "third"]
     assert [metric.name for metric, _ in view.rows] == ["A", "B", "C"]
     means = [[arm.mean if arm else "" for arm in arms] for _, arms in view.rows]
     assert means == [["0.500", "0.250", ""], ["none", "", ""], ["", "", "1.00"]]
@@ -96,6 +96,10 @@ def test_a_row_without_a_value_says_why():
     score = Scores([row("SPICE", "", note="needs Java in /opt/x/bin/java")], [1], "brain", "SPICE")
     assert (score.mean, score.why) == ("none", "needs Java in .../java")
     assert Scores([row("SPICE", "", note="a")], [1], "brain", "SPICE").interval == ""
+    notes = ["not computed: no weights", "2 pictures left out"]
+    table = [row("SSIM", value, k, note=notes[k - 1]) for k, value in ((1, ""), (2, "0.5"))]
+    score = Scores(table, [1, 2], "brain", "SSIM")
+    assert (score.mean, score.why, score.remarks) == ("0.500", "no weights", notes[1])
 
 
 def test_interval_is_students_t_over_subjects():
@@ -270,10 +274,10 @@ def test_numbers_come_from_the_results(run):
         early = int((file["stream"][:] == 1).sum())
     assert facts[1].roi_voxels["z"] == early
     assert (facts[1].sessions, facts[1].trials, facts[1].tests) == (3, 600, N_TEST)
-    assert facts[1].alphas["c"] == (0.5, 3.0, 4)
+    assert facts[1].alphas["c"] == (0.1, 100.0, 4)
     text = text_of(Config(), run, facts)
     for words in ("3 sessions", f"{N_TEST} pictures", "600 single trials", f"({early} voxels)",
-                  "4 penalties from 0.5 to 3", "40 numbers", "3.00 trials a picture"):  # fmt: skip
+                  "4 penalties from 0.1 to 100", "40 numbers", "3.00 trials a picture"):  # fmt: skip
         assert words in text
     uneven = {1: PAPERS, 2: replace(PAPERS, trials=1970)}
     assert "24,980 and 1,970 single trials" in text_of(Config(), run, uneven)

@@ -24,14 +24,13 @@ def add(subparsers: Any) -> None:
         "captions",
         help="score captions against references",
         description="BLEU, METEOR, ROUGE-L, CIDEr, SPICE and, with --images and --clip, CLIP's scores, each "
-        "with its 95 %% interval over pictures and with chance, from shuffled pictures.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "with its 95 % interval over pictures and with chance, from shuffled pictures.",
     )
     parser.add_argument("hypotheses", type=Path, help='JSON: {"id": "caption", ...}')
     parser.add_argument("references", type=Path, help='JSON: {"id": ["caption", ...], ...}')
     parser.add_argument("--images", type=Path, metavar="DIR", help="pictures, DIR/ID.png or .jpg")
     parser.add_argument("--clip", metavar="MODEL", help="a CLIP: folder or hub id")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of scores")
     parser.set_defaults(run=run)
 
 
@@ -55,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     if files:
         scores += _clip_scores(options.clip, files, captions, texts)
     if options.json:
-        print(json.dumps({"n": len(ids), "scores": [_plain(score) for score in scores]}, indent=1))
+        print(json.dumps([_plain(score) for score in scores], indent=1))
     else:
         _tell(scores)
     return 0
