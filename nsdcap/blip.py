@@ -17,6 +17,7 @@ from nsdcap.errors import DataError
 from nsdcap.limits import check_lengths, check_picture_size
 from nsdcap.loading import load_part, reading
 from nsdcap.model_files import is_checkpoint
+from nsdcap.pixels import Pixels
 
 Part = TypeVar("Part")
 
@@ -65,6 +66,7 @@ class Blip:
         images.size = {"height": self.size, "width": self.size}
         images.do_normalize = models.normalise
         self.images, self.batch, self.caption = images, models.batch, caption
+        self.pixels = Pixels(images, f"models.blip = {models.blip!r}")
         text = self.model.config.text_config
         self.prompt = [text.bos_token_id, *self.tokens(caption.prompt)]
         self.end, self.pad = text.sep_token_id, text.pad_token_id
@@ -83,13 +85,13 @@ class Blip:
         """
 
         def see(rows: slice) -> np.ndarray:
-            pixels = self.images(list(pictures[rows]), return_tensors="pt")["pixel_values"]
-            output = self.model.vision_model(pixels.to(self.device, self.dtype))
+            output = self.model.vision_model(pixels(rows).to(self.device, self.dtype))
             return output.last_hidden_state.float().cpu().numpy()
 
         vision = self.model.config.vision_config
         tokens = (self.size // vision.patch_size) ** 2 + 1
-        parts = self._in_batches(see, len(pictures))
+        with self.pixels.ahead(pictures) as pixels:
+            parts = self._in_batches(see, len(pictures))
         return end_to_end(parts, (tokens, vision.hidden_size))
 
     def captions(self, z_v: np.ndarray) -> list[str]:

@@ -1,6 +1,7 @@
 """BLIP: ours against transformers' own generate, and text states against plain sums."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -61,6 +62,34 @@ def test_z_v_is_the_normed_output_sequence(blip, pictures, z_v):
         expected = blip.model.vision_model(pixels).last_hidden_state.numpy()
     assert z_v.shape == (20, 65, 128)
     np.testing.assert_allclose(z_v[:3], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "normalise"), [(64, True), (80, True), (40, False)])
+def test_z_v_is_of_the_bits_that_the_image_processor_gives(blip, pictures, size, normalise):
+    """And of the pictures' own order, whatever thread has resized them."""
+    shown = np.random.default_rng(9).integers(0, 256, (20, 97, 113, 3), np.uint8)
+    shown[:, ::2] = np.resize(pictures, (20, 49, 113, 3))
+    other = Blip(dataclasses.replace(MODELS, picture_size=size, normalise=normalise), Caption())
+    found = other.features(shown)
+    for start in range(0, 20, MODELS.batch):
+        rows = slice(start, start + MODELS.batch)
+        pixels = other.images(list(shown[rows]), return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            expected = other.model.vision_model(pixels).last_hidden_state.numpy()
+        np.testing.assert_array_equal(found[rows], expected)
+    np.testing.assert_allclose(other.features(shown[3:4])[0], found[3], atol=1e-5)
+
+
+def test_a_processor_that_does_more_is_refused(folder):
+    file = folder / "processor_config.json"
+    settings = json.loads(file.read_text())
+    settings["image_processor"] |= {
+        "do_center_crop": True,
+        "crop_size": {"height": 32, "width": 32},
+    }
+    file.write_text(json.dumps(settings))
+    with pytest.raises(DataError, match=r"models\.blip = .*image processor does more"):
+        Blip(Models(blip=str(folder), device="cpu"), Caption())
 
 
 def test_text_states_are_means_over_thirds_of_the_written_tokens(blip, z_v):

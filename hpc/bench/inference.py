@@ -4,7 +4,7 @@
 
 z_v, captions from z_v, z_B from both, and reconstructions, each in batches and with one picture a call, in
 turn, by the same functions with the same weights, dtype and steps; medians of the rounds, after one that is
-not timed. The pictures are scenes of the miniature.
+not timed. The pictures are scenes of the miniature at 425 pixels, as NSD has them and stages read them.
 
 A process a picture, as the neighbouring method's and brain-diffuser's scripts are run for one image number:
 one process that loads BLIP and captions one picture, and one that loads Stable Diffusion and paints one; its
@@ -165,7 +165,9 @@ def configured(options: argparse.Namespace) -> tuple[config.Models, config.Recon
 
 def scenes(count: int) -> np.ndarray:
     rng, textures = np.random.default_rng(0), world.Textures(0)
-    return np.stack([world.render(world.draw_scene(rng), textures, rng)[0] for _ in range(count)])
+    small = [world.render(world.draw_scene(rng), textures, rng)[0] for _ in range(count)]
+    nearest = np.arange(425) * world.SIZE // 425
+    return np.stack([picture[nearest][:, nearest] for picture in small])
 
 
 def painting(models: config.Models, settings: config.Reconstruct, count: int) -> tuple[Any, tuple]:
