@@ -21,7 +21,8 @@ def test_the_whole_miniature_in_the_real_image_is_the_same_as_inline(
     """Four subjects, all of BERT's layers: 62 cells, by one command that returns at once."""
     inline = tmp_path / "inline"
     words = ["-m", "nsdcap.launch", "--out", str(inline), "--executor", "inline"]
-    with subprocess.Popen([sys.executable, *words], env=runs.environment()) as one_by_one:
+    as_there = {**runs.environment(), "PATH": ""}  # an image without a network has no Java
+    with subprocess.Popen([sys.executable, *words], env=as_there) as one_by_one:
         run = Run(idle_cluster, Reference(inline, (), {}), tmp_path / "slurm" / "out")
         run.out.parent.mkdir()
         run.site(image=str(pulled_image), stages={"aggregate": {"memory_gb": 4}})
