@@ -19,6 +19,7 @@ from nsdcap.config import Models
 from nsdcap.cost import Costs
 from nsdcap.diffusion import Diffusion
 from nsdcap.errors import DataError, UsageError
+from nsdcap.metrics.peers import BACKBONES
 from nsdcap.options import absolute
 from nsdcap.paths import Cell, parts_folder, sidecar
 from nsdcap.preflight import preflight
@@ -139,6 +140,37 @@ def test_a_dry_run_refuses_a_broken_checkpoint(settings, checkpoint, tiny_tree, 
     done = launch.main(["--config", str(file), "--out", str(tmp_path / "out"), "--dry-run"])
     assert done == 65
     assert "model_base.pth': no checkpoint; download it anew" in capsys.readouterr().err
+
+
+def test_backbones_are_bound_made_absolute_and_held_against_a_lock(settings, tmp_path, monkeypatch):
+    """The folder of a run's scoring networks is a model's as any other, before any work."""
+    root, scored = tmp_path / "models", (Cell("compare", 1),)
+    folder = root / "nets"
+    folder.mkdir(parents=True)
+    (file := folder / BACKBONES["alexnet"].file).write_bytes(b"one")
+    monkeypatch.chdir(root)
+    given = absolute(settings("models.backbones=nets"))
+    assert given.models.backbones == str(folder)
+
+    def bound() -> list[str]:
+        ledger = Ledger(given, tmp_path / "out")
+        words = containers.command(ledger, Site(image="/x.sif"), threads=1, gpus=None)
+        return [words[n + 1] for n, word in enumerate(words) if word == "--bind"]
+
+    assert str(folder) in bound()
+    entry = {"repo": "x", "revision": "", "licence": "", "file": file.name, "size": 3}
+    lock = {"files": {f"nets/{file.name}": {**entry, "sha256": sha256(file)}}}
+    (root / weights.LOCK).write_text(json.dumps(lock))
+    assert str(root) in bound()  # with the lock
+    preflight(given, scored)
+    file.write_bytes(b"two")
+    with pytest.raises(DataError, match=r"models\.backbones = .*found SHA-256"):
+        preflight(given, scored)
+    preflight(given, (Cell("decode", 1),))  # which reads no network
+    file.write_bytes(b"one")
+    (folder / "another.pth").write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"another\.pth: it is not in .*move it elsewhere"):
+        preflight(given, scored)
 
 
 def hashes(**places: Path) -> dict[str, str]:
