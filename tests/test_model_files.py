@@ -255,6 +255,30 @@ def test_a_lock_is_not_read_for_nothing(tmp_path, monkeypatch):
     }
 
 
+def test_what_links_in_a_models_folder_lead_to_is_bound(settings, tmp_path):
+    """As in the hub's cache, of a single file, of a whole folder, and of one that leads nowhere."""
+    cached, nets, linked = (tmp_path / name for name in ("hub/snapshots/0", "nets", "linked"))
+    shutil.copytree(miniature.MODELS / "clip", tmp_path / "hub/blobs")
+    shutil.copytree(miniature.MODELS / "diffusion", tmp_path / "real/diffusion")
+    for folder in (cached, nets, tmp_path / "torch"):
+        folder.mkdir(parents=True)
+    for file in (tmp_path / "hub/blobs").iterdir():
+        (cached / file.name).symlink_to(f"../../blobs/{file.name}")
+    (tmp_path / "torch/one.pth").write_bytes(b"one")
+    (nets / "one.pth").symlink_to(tmp_path / "torch/one.pth")
+    (nets / "lost.pth").symlink_to(tmp_path / "gone/lost.pth")
+    linked.symlink_to(tmp_path / "real/diffusion")
+    places = {"clip": cached, "backbones": nets, "diffusion": linked}
+    given = settings(*(f"models.{name}={str(place)!r}" for name, place in places.items()))
+    words = containers.command(
+        Ledger(given, tmp_path / "out"), Site(image="/x.sif"), threads=1, gpus=None
+    )
+    bound = [words[n + 1] for n, word in enumerate(words) if word == "--bind"]
+    expected = {"hub/blobs", "hub/snapshots/0", "nets", "torch", "linked", "real/diffusion"}
+    assert {str(tmp_path / name) for name in expected} <= set(bound)
+    assert str(tmp_path / "gone") not in bound
+
+
 def test_a_file_can_be_bound_into_an_image(tiny_image, checkpoint):
     """Where the image has nothing of that name: not even its folder."""
     bind = ("--bind", f"{checkpoint[0]}:/models/of/blip/base.pth:ro")
