@@ -10,6 +10,7 @@ from typing import Any
 
 from nsdcap.config import MODEL_NAMES, Models
 from nsdcap.errors import DataError, first_line
+from nsdcap.metrics.peers import BACKBONES
 
 PARTS = ("unet", "vae", "text_encoder")  # of a diffusion model that hold weights
 # a folder's weights: the first of these that it holds. diffusers looks for its index first, transformers last.
@@ -60,7 +61,8 @@ def loaded(name: str, where: str) -> dict[str, Path]:
     if path.is_file():
         return {f"{name}/{path.name}": path}
     if name == "backbones":
-        return {f"{name}/{file.name}": file for file in sorted(path.glob("*.pth*"))}
+        files = [path / backbone.file for backbone in BACKBONES.values()]
+        return {f"{name}/{file.name}": file for file in files if file.is_file()}
     places = (path / part for part in PARTS) if name == "diffusion" else (path,)
     files = [file for place in places for file in _chosen(place)]
     return {f"{name}/{file.relative_to(path)}": file for file in files}
