@@ -29,7 +29,8 @@ class MissingError(NsdcapError):
 def command(ledger: Ledger, site: Site, *, threads: int, gpus: list[str] | int | None) -> list[str]:
     """Words that run Python by the run's copy of ``containers/run.sh``, in the site's image if it has one.
 
-    In an image the run's folder, NSD, the models and the site's binds are bound at the same places;
+    In an image the run's folder, NSD, the models, also what links in them lead to, and the site's binds are
+    bound at the same places;
     beside them it sees what Apptainer itself binds (home, /tmp and the working folder, by default).
     ``threads`` bounds those of the numerical libraries. ``gpus`` names those to be seen, or is how many
     SLURM gives.
@@ -111,12 +112,20 @@ def _folders(ledger: Ledger) -> list[Path]:
         weights.root_of(str(path)) or path.absolute()  # with the lock
         for path in local(settings.models).values()
     ]
+    found += [place for path in local(settings.models).values() for place in _linked(path)]
     return [
         path
         for number, path in enumerate(found)
         if path not in found[:number]
         and not any(path != other and path.is_relative_to(other) for other in found)
     ]
+
+
+def _linked(path: Path) -> list[Path]:
+    """Folders that symbolic links in a model's folder lead to, as in the hub's cache."""
+    links = {each.resolve() for each in (path, *path.rglob("*")) if each.is_symlink()}
+    places = {target if target.is_dir() else target.parent for target in links if target.exists()}
+    return sorted(places - {Path("/")})
 
 
 def _run_sh() -> Path:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from nsdcap import weights
 from nsdcap.config import Caption, Config, Models, Reconstruct
-from nsdcap.errors import UsageError
-from nsdcap.model_files import is_checkpoint
+from nsdcap.errors import DataError, UsageError, first_line
+from nsdcap.model_files import is_checkpoint, read_configuration
 from nsdcap.stages import blip_config
 
 
@@ -22,6 +21,8 @@ def check(settings: Config, loaded: Iterable[str]) -> None:
     UsageError
         A picture size that is no multiple of the ViT's patch or of the autoencoder's reduction, a caption
         that has no room after its prompt or is longer than the text decoder's positions.
+    DataError
+        A configuration or tokenizer that is damaged.
     """
     models = settings.models
     blip = blip_config(models.blip) if "blip" in loaded else {}
@@ -32,9 +33,10 @@ def check(settings: Config, loaded: Iterable[str]) -> None:
             positions = blip.get("text_config", {}).get("max_position_embeddings", 512)
             check_lengths(settings.caption, prompt, positions)
     if "diffusion" in loaded:
-        file = (_folder(models.diffusion) or Path()) / "vae" / "config.json"
-        if file.is_file():
-            check_sizes(settings.reconstruct, json.loads(file.read_text()))
+        folder = _folder(models.diffusion)
+        if folder and (file := folder / "vae" / "config.json").is_file():
+            setting = f"models.diffusion = {models.diffusion!r}"
+            check_sizes(settings.reconstruct, read_configuration(setting, file))
 
 
 def check_picture_size(wanted: int, patch: int) -> None:
@@ -82,20 +84,29 @@ def check_sizes(settings: Reconstruct, autoencoder: Any) -> int:
 def prompt_length(models: Models, prompt: str) -> int | None:
     """Tokens of a prompt, [DEC] included, by the tokenizer's file; None where there is none to read.
 
-    By the library under transformers', which loads in a moment.
+    By the library under transformers', which loads in a moment. DataError where the file is damaged.
     """
     from tokenizers import Tokenizer
     from tokenizers.implementations import BertWordPieceTokenizer
 
-    folder = _folder(models.blip_tokenizer if is_checkpoint(models.blip) else models.blip) or Path()
-    tokenizer: Any
-    whole, vocabulary = folder / "tokenizer.json", folder / "vocab.txt"
-    if whole.is_file():
-        tokenizer = Tokenizer.from_file(str(whole))
-    elif vocabulary.is_file():
-        tokenizer = BertWordPieceTokenizer(str(vocabulary))
-    else:
+    name = "blip_tokenizer" if is_checkpoint(models.blip) else "blip"
+    where = getattr(models, name)
+    if (folder := _folder(where)) is None:
         return None
+    kinds: dict[str, Any] = {
+        "tokenizer.json": Tokenizer.from_file,
+        "vocab.txt": BertWordPieceTokenizer,
+    }
+    files = [folder / kind for kind in kinds if (folder / kind).is_file()]
+    if not files:
+        return None
+    try:
+        tokenizer = kinds[files[0].name](str(files[0]))
+    except Exception as error:  # the library has no class of its own for them
+        raise DataError(
+            f"models.{name} = {where!r}: {files[0]} cannot be read as a tokenizer ({first_line(error)}); "
+            "fetch the model again"
+        ) from error
     return 1 + len(tokenizer.encode(prompt, add_special_tokens=False).ids)
 
 

@@ -6,8 +6,11 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from nsdcap.config import MODEL_NAMES, Models
+from nsdcap.errors import DataError, first_line
+from nsdcap.metrics.peers import BACKBONES
 
 PARTS = ("unet", "vae", "text_encoder")  # of a diffusion model that hold weights
 # a folder's weights: the first of these that it holds. diffusers looks for its index first, transformers last.
@@ -58,7 +61,8 @@ def loaded(name: str, where: str) -> dict[str, Path]:
     if path.is_file():
         return {f"{name}/{path.name}": path}
     if name == "backbones":
-        return {f"{name}/{file.name}": file for file in sorted(path.glob("*.pth*"))}
+        files = [path / backbone.file for backbone in BACKBONES.values()]
+        return {f"{name}/{file.name}": file for file in files if file.is_file()}
     places = (path / part for part in PARTS) if name == "diffusion" else (path,)
     files = [file for place in places for file in _chosen(place)]
     return {f"{name}/{file.relative_to(path)}": file for file in files}
@@ -77,6 +81,20 @@ def _chosen(folder: Path) -> list[Path]:
                 return []  # what is broken or missing they tell best, as they load
             return [shard for name in sorted(shards) if (shard := folder / name).is_file()]
     return []
+
+
+def read_configuration(setting: str, file: Path) -> dict[str, Any]:
+    """A configuration of a model, as its config.json; DataError, which names ``setting``, where it holds no
+    JSON object."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        why = first_line(error)
+    else:
+        if isinstance(found, dict):
+            return found
+        why = f"found {type(found).__name__}, expected an object"
+    raise DataError(f"{setting}: {file} cannot be read as JSON ({why}); fetch the model again")
 
 
 def known_sha256(path: Path) -> str:

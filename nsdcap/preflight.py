@@ -50,11 +50,13 @@ def preflight(
     }
     limits.check(settings, there)
     place = settings.models.backbones
-    if "backbones" in loaded and place and not Path(place).expanduser().is_dir():
-        raise DataError(
-            f"models.backbones = {place!r}: there is no such folder{bound()}; mend the setting, or leave it "
-            "empty: then what needs it is not computed"
-        )
+    if "backbones" in loaded and place:
+        if not Path(place).expanduser().is_dir():
+            raise DataError(
+                f"models.backbones = {place!r}: there is no such folder{bound()}; mend the setting, or leave "
+                "it empty: then what needs it is not computed"
+            )
+        weights.verify("models.backbones", place, contents=not dry)
 
 
 def _check_weights(model: str, where: str, site: Site | None, dry: bool) -> bool:

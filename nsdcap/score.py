@@ -90,7 +90,8 @@ def name_of(models: Models) -> str:
     kind = f"ViT-{letters.get(size, f'{size[0]}x{size[1]}')}/{vision.patch_size}"
     if is_path(where):
         folder = Path(where).expanduser().absolute()
-        cached = folder.parent.name == "snapshots"  # of the hub's cache, named by a commit
-        repository = folder.parents[1].name.removeprefix("models--").replace("--", "/")
-        where = repository if cached else folder.name
+        place, _, repository = folder.parent.parent.name.partition("models--")
+        # of the hub's cache, where folders are named by commits
+        cached = folder.parent.name == "snapshots" and repository and not place
+        where = repository.replace("--", "/") if cached else folder.name
     return f"CLIP {kind} ({where})"

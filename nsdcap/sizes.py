@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from nsdcap.cells import sessions_of
 from nsdcap.config import STREAMS, Config
+from nsdcap.model_files import read_configuration
 from nsdcap.nsd import NSD
 from nsdcap.stages import blip_config
 
@@ -91,7 +91,7 @@ def model_sizes(config: Config) -> ModelSizes:
     ------
     DataError
         ``models.blip`` is neither a folder with config.json, nor a hub id that can be reached, nor a
-        checkpoint of BLIP.
+        checkpoint of BLIP; or a configuration is damaged.
     """
     models, settings = config.models, config.reconstruct
     blip = blip_config(models.blip)
@@ -142,7 +142,7 @@ def _levels(channels: Sequence[int], side: int) -> float:
 def _parts(where: str, part: str) -> dict[str, Any]:
     """A part's configuration of a diffusers folder; empty where it is not at hand."""
     file = Path(where) / part / "config.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return read_configuration(f"models.diffusion = {where!r}", file) if file.is_file() else {}
 
 
 def _weights(name: str, where: str) -> float:

@@ -13,7 +13,6 @@ aggregate everything -> tables, figures, report    one
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +22,7 @@ from typing import Any
 from nsdcap import weights
 from nsdcap.config import Config
 from nsdcap.errors import DataError
-from nsdcap.model_files import is_checkpoint
+from nsdcap.model_files import is_checkpoint, read_configuration
 from nsdcap.paths import Cell
 
 
@@ -185,7 +184,8 @@ def blip_config(where: str) -> dict[str, Any]:
     Raises
     ------
     DataError
-        Neither a folder with config.json nor a hub id that can be reached, or no checkpoint of BLIP.
+        Neither a folder with config.json nor a hub id that can be reached, no checkpoint of BLIP, or a
+        config.json that is damaged.
     """
     if not where:
         raise DataError(
@@ -210,4 +210,4 @@ def blip_config(where: str) -> dict[str, Any]:
                 f"reached; fetch the weights on a machine with a network, python hpc/prefetch.py FOLDER, and "
                 "give the folder of it"
             ) from error
-    return dict(json.loads(file.read_text()))
+    return read_configuration(f"models.blip = {where!r}", file)

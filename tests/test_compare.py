@@ -163,6 +163,7 @@ def test_weights_of_networks_are_looked_for_and_make_cells_stale(tiny_tree, tmp_
     assert none["reconstruct"] == empty["reconstruct"] == filled["reconstruct"]  # hours of a GPU
     assert len({none["compare"], empty["compare"], filled["compare"]}) == 3
 
+    (weights / "model_base.pth").write_bytes(b"no network of these")
     settings = config.load(settings=(f"models.backbones={str(weights)!r}",))
     expected = {f"backbones/{BACKBONES['alexnet'].file}": hashlib.sha256(b"one").hexdigest()}
     assert weights_sha256(settings, STAGES["compare"].weights) == expected

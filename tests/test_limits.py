@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -64,3 +65,37 @@ def test_a_prompt_is_counted_as_the_captioner_counts_it(tmp_path):
         models = replace(models, blip=str(tmp_path / "base.pth"), blip_tokenizer=str(tmp_path))
         blip = Blip(models, config.Caption(prompt=prompt, max_length=32))
         assert limits.prompt_length(models, prompt) == len(blip.prompt)
+
+
+@pytest.mark.parametrize("content", ["{broken", "[]", ""], ids=["broken", "a list", "empty"])
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("blip", "config.json"), ("blip", "tokenizer.json"), ("diffusion", "vae/config.json")],
+)
+def test_damaged_small_files_are_one_error_before_any_work(
+    tiny_tree, tmp_path, capsys, model, name, content
+):
+    mine = tmp_path / model
+    shutil.copytree(miniature.MODELS / model, mine)
+    (mine / name).write_text(content)
+    places = {kind: miniature.MODELS / kind for kind in ("blip", "diffusion", "clip")}
+    named = [f"models.{kind}={str(where)!r}" for kind, where in (places | {model: mine}).items()]
+    words = ["--nsd-root", str(tiny_tree), "--subjects", "1", "--out", str(tmp_path / "out")]
+    words += [word for text in (*named, "data.sessions=2") for word in ("--set", text)]
+    assert launch.main([*words, "--stage", "features"]) == 65
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert f"models.{model} = {str(mine)!r}: {mine / name} cannot be read as" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_not_at_hand_is_not_looked_for_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.delenv("HF_HUB_CACHE", raising=False)
+    shutil.copytree(miniature.MODELS / "diffusion/vae", tmp_path / "vae")
+    write_vocabulary(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    models = config.Models(blip="lab/blip", diffusion="lab/sd")
+    assert limits.prompt_length(models, "a picture of") is None
+    odd = config.Reconstruct(size=42)  # which the vae here would refuse
+    limits.check(config.Config(models=models, reconstruct=odd), ["diffusion"])

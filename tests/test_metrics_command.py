@@ -88,6 +88,13 @@ def test_clip_goes_by_its_publishers_name(tmp_path):
         CLIPConfig(vision_config=vision).save_pretrained(tmp_path / "mine")
         found = name_of(Models(clip=str(tmp_path / "mine")))
         assert found == f"CLIP ViT-{name} (mine)"
+    for folder, name in (
+        ("hub/models--lab--my-clip/snapshots/0123", "lab/my-clip"),
+        ("snapshots/mine", "mine"),  # not of the hub's cache
+    ):
+        CLIPConfig(vision_config=vision).save_pretrained(tmp_path / folder)
+        found = name_of(Models(clip=str(tmp_path / folder)))
+        assert found == f"CLIP ViT-3x128/8 ({name})"
 
 
 def lost(made: Path, shown: Path) -> None:

@@ -19,6 +19,7 @@ from nsdcap.config import Models
 from nsdcap.cost import Costs
 from nsdcap.diffusion import Diffusion
 from nsdcap.errors import DataError, UsageError
+from nsdcap.metrics.peers import BACKBONES
 from nsdcap.options import absolute
 from nsdcap.paths import Cell, parts_folder, sidecar
 from nsdcap.preflight import preflight
@@ -141,6 +142,37 @@ def test_a_dry_run_refuses_a_broken_checkpoint(settings, checkpoint, tiny_tree, 
     assert "model_base.pth': no checkpoint; download it anew" in capsys.readouterr().err
 
 
+def test_backbones_are_bound_made_absolute_and_held_against_a_lock(settings, tmp_path, monkeypatch):
+    """The folder of a run's scoring networks is a model's as any other, before any work."""
+    root, scored = tmp_path / "models", (Cell("compare", 1),)
+    folder = root / "nets"
+    folder.mkdir(parents=True)
+    (file := folder / BACKBONES["alexnet"].file).write_bytes(b"one")
+    monkeypatch.chdir(root)
+    given = absolute(settings("models.backbones=nets"))
+    assert given.models.backbones == str(folder)
+
+    def bound() -> list[str]:
+        ledger = Ledger(given, tmp_path / "out")
+        words = containers.command(ledger, Site(image="/x.sif"), threads=1, gpus=None)
+        return [words[n + 1] for n, word in enumerate(words) if word == "--bind"]
+
+    assert str(folder) in bound()
+    entry = {"repo": "x", "revision": "", "licence": "", "file": file.name, "size": 3}
+    lock = {"files": {f"nets/{file.name}": {**entry, "sha256": sha256(file)}}}
+    (root / weights.LOCK).write_text(json.dumps(lock))
+    assert str(root) in bound()  # with the lock
+    preflight(given, scored)
+    file.write_bytes(b"two")
+    with pytest.raises(DataError, match=r"models\.backbones = .*found SHA-256"):
+        preflight(given, scored)
+    preflight(given, (Cell("decode", 1),))  # which reads no network
+    file.write_bytes(b"one")
+    (folder / "another.pth").write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"another\.pth: it is not in .*move it elsewhere"):
+        preflight(given, scored)
+
+
 def hashes(**places: Path) -> dict[str, str]:
     models = Models(**{name: str(place) for name, place in places.items()})
     return weights.weights_sha256(replace(config.Config(), models=models), places)
@@ -221,6 +253,30 @@ def test_a_lock_is_not_read_for_nothing(tmp_path, monkeypatch):
         f"{name}/model.safetensors": sha256(tmp_path / name / "model.safetensors")
         for name in ("clip", "blip")
     }
+
+
+def test_what_links_in_a_models_folder_lead_to_is_bound(settings, tmp_path):
+    """As in the hub's cache, of a single file, of a whole folder, and of one that leads nowhere."""
+    cached, nets, linked = (tmp_path / name for name in ("hub/snapshots/0", "nets", "linked"))
+    shutil.copytree(miniature.MODELS / "clip", tmp_path / "hub/blobs")
+    shutil.copytree(miniature.MODELS / "diffusion", tmp_path / "real/diffusion")
+    for folder in (cached, nets, tmp_path / "torch"):
+        folder.mkdir(parents=True)
+    for file in (tmp_path / "hub/blobs").iterdir():
+        (cached / file.name).symlink_to(f"../../blobs/{file.name}")
+    (tmp_path / "torch/one.pth").write_bytes(b"one")
+    (nets / "one.pth").symlink_to(tmp_path / "torch/one.pth")
+    (nets / "lost.pth").symlink_to(tmp_path / "gone/lost.pth")
+    linked.symlink_to(tmp_path / "real/diffusion")
+    places = {"clip": cached, "backbones": nets, "diffusion": linked}
+    given = settings(*(f"models.{name}={str(place)!r}" for name, place in places.items()))
+    words = containers.command(
+        Ledger(given, tmp_path / "out"), Site(image="/x.sif"), threads=1, gpus=None
+    )
+    bound = [words[n + 1] for n, word in enumerate(words) if word == "--bind"]
+    expected = {"hub/blobs", "hub/snapshots/0", "nets", "torch", "linked", "real/diffusion"}
+    assert {str(tmp_path / name) for name in expected} <= set(bound)
+    assert str(tmp_path / "gone") not in bound
 
 
 def test_a_file_can_be_bound_into_an_image(tiny_image, checkpoint):
