@@ -33,6 +33,11 @@ from nsdcap.tables_encoding import (
 )
 from nsdcap.tables_pictures import picture_rows
 
+COLUMNS = {
+    "encoding": ENCODING_COLUMNS, "encoding_group": GROUP_COLUMNS, "layers": LAYER_COLUMNS,
+    "captions": SCORE_COLUMNS, "pictures": SCORE_COLUMNS, "decoding": DECODING_COLUMNS,
+    "alphas": ALPHA_COLUMNS,
+}  # of each table  # fmt: skip
 INPUTS = ("prepare", "decode", "caption", "reconstruct", "compare", "encode")  # stages
 
 
@@ -107,13 +112,12 @@ def aggregate(
             "n_test": len(shown),
         }
         log(f"aggregate subj{subject:02d}: {counts[subject]}")
-    for name, columns, table in (
-        ("encoding", ENCODING_COLUMNS, encoding),
-        ("encoding_group", GROUP_COLUMNS, group_rows(encoding)), ("layers", LAYER_COLUMNS, layers),
-        ("captions", SCORE_COLUMNS, caption_rows(written)), ("pictures", SCORE_COLUMNS, pictures),
-        ("decoding", DECODING_COLUMNS, decoding), ("alphas", ALPHA_COLUMNS, alphas),
-    ):  # fmt: skip
-        write_table(target / "tables" / f"{name}.csv", columns, table)
+    tables = {
+        "encoding": encoding, "encoding_group": group_rows(encoding), "layers": layers,
+        "captions": caption_rows(written), "pictures": pictures, "decoding": decoding, "alphas": alphas,
+    }  # fmt: skip
+    for name, columns in COLUMNS.items():
+        write_table(target / "tables" / f"{name}.csv", columns, tables[name])
     write_listing(target / "maps", listing)
     summary = {
         "subjects": subjects, "states": states, "no_stimuli": no_stimuli, "counts": counts,
