@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from nsdcap.errors import DataError, UsageError, bound, first_line
+from nsdcap.errors import DataError, UsageError, bound
 from nsdcap.metrics.cli_captions import NUMBERS
+from nsdcap.metrics.pictures import opened
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 BLOCK, BATCH = 64, 32  # pictures whose pixels are scored, and that go through a network, at a time
@@ -95,7 +95,7 @@ def scores(
 
 def read(paths: Sequence[Path], rows: slice) -> list[np.ndarray]:
     """Pictures (h, w, 3) uint8 of some rows."""
-    return [_opened(path) for path in paths[rows]]
+    return [opened(path) for path in paths[rows]]
 
 
 def _clip_rows(
@@ -254,13 +254,3 @@ def _pictures(folder: Path) -> dict[str, Path]:
             f"{folder}: found no pictures, expected files ending in {', '.join(ENDINGS)}"
         )
     return found
-
-
-def _opened(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: cannot be read as a picture ({first_line(error)}); write it again as PNG or JPEG"
-        ) from error
