@@ -252,10 +252,10 @@ def read_volume(target: Path, about: dict[str, Any], subject: int, name: str) ->
     run.json's ``z_B_map``), best_layer, best_layer_r (the same by r), either with _q, ceiling.
     ``about``: run.json. Raises DataError where the file is missing or broken.
     """
-    fixed = Fixed(about["z_B_map"]["state"], about["z_B_map"]["phase"])
+    fixed = Fixed(about["z_B_map"]["layer"], about["z_B_map"]["phase"])
     stem, of_layer = _stem(name, fixed)
     path = target / "maps" / _place(subject) / f"{stem}.nii.gz"
-    at = (..., about["states"].index(fixed.layer)) if of_layer else ...
+    at = (..., about["layers"].index(fixed.layer)) if of_layer else ...
     return _read(path, lambda image: np.asarray(image.dataobj[at], dtype=np.float64))
 
 

@@ -44,7 +44,7 @@ STREAM_STYLE: Any = {
     "lateral": {"color": VERMILION, "linestyle": "-", "marker": "s"},
     "parietal": {"color": GREEN, "linestyle": "-", "marker": "^"},
 }
-ABOUT = ("subjects", "states", "no_stimuli", "counts", "on_surface", "z_B_map")  # of run.json
+ABOUT = ("subjects", "layers", "no_stimuli", "counts", "on_surface", "z_B_map")  # of run.json
 MARKERS = "osv^Dx+*"  # of subjects
 STYLE: Any = {
     "font.size": NORMAL,

@@ -195,10 +195,10 @@ def _generation(settings: Config, cite: Citations) -> str:
 
 def _encoding(run: Run, settings: Config, cite: Citations) -> str:
     encode, ridge = settings.encode, settings.ridge
-    states = run.about["states"]
-    chosen = f"states {_and(states)}" if len(states) < 4 else f"states {states[0]} to {states[-1]}"
-    if states != list(range(states[0], states[-1] + 1)):
-        chosen = f"states {_and(states)}"
+    layers = run.about["layers"]
+    chosen = f"layers {_and(layers)}" if len(layers) < 4 else f"layers {layers[0]} to {layers[-1]}"
+    if layers != list(range(layers[0], layers[-1] + 1)):
+        chosen = f"layers {_and(layers)}"
     return (
         f"Every voxel was predicted by ridge regression from z_v, from z_v’s CLS token, from z_B ({chosen}; "
         "0 is the embeddings; early, mid and late in the caption), and from z_v with each z_B, two "

@@ -12,7 +12,7 @@ def readings(run: Run, scores: dict[str, list[dict]]) -> dict[int, str]:
     encoding = scores["encoding"]
     r = mean_r(run, encoding)
     numbers, way = gradient(r)
-    state, phase, _, alike = best_layer(run, encoding)
+    layer, phase, _, alike = best_layer(run, encoding)
     listed, some, total = layers_by_stream(scores["layers"])
     return {
         3: _captions(run, scores["captions"]),
@@ -20,7 +20,7 @@ def readings(run: Run, scores: dict[str, list[dict]]) -> dict[int, str]:
         5: f"Mean r, {numbers}. So {way}; the paper has z_v losing and z_B gaining. The CLS token of "
            f"z_v, as narrow as z_B, reaches {r['z_v_cls'][0]:.3f} and {r['z_v_cls'][1]:.3f}: part of "
            "z_v against z_B is their width.",
-        6: f"The highest mean r is at layer {state}, {phase} in the caption: "
+        6: f"The highest mean r is at layer {layer}, {phase} in the caption: "
            f"{'as' if alike else 'not as'} in the paper, where higher layers predict better and midway "
            "is best.",
         7: f"z_B adds significantly to z_v in {some} of {total} voxels, all subjects together. Mean best "

@@ -27,7 +27,7 @@ MINIATURE = "the miniature is the input"
 _ALIKE = (
     "preset", "no_stimuli", "data.nsd_root", "data.annotations", "data.subjects", "data.sessions",
     *(f"models.{field.name}" for field in fields(Models) if field.name not in ("dtype", "normalise")),
-    "ridge.block", "ridge.device", "reconstruct.batch", "encode.block", "seed", "encode.states",
+    "ridge.block", "ridge.device", "reconstruct.batch", "encode.block", "seed", "encode.layers",
 )  # fmt: skip
 
 
@@ -94,15 +94,15 @@ def results(
     rows.append(Result(
         "encoding", "z_v explains early visual cortex, z_B higher visual cortex",
         "early: z_v; higher: z_B (fig. 5, no number)", gradient(r)[0],
-        f"Mean r over voxels and subjects; higher: ventral, lateral and parietal. z_B: state "
-        f"{where['state']}, {where['phase']}.", n=_subjects(run),
+        f"Mean r over voxels and subjects; higher: ventral, lateral and parietal. z_B: layer "
+        f"{where['layer']}, {where['phase']}.", n=_subjects(run),
         beside=(("z_v’s CLS token, early", f"{r['z_v_cls'][0]:.3f}"),
                 ("z_v’s CLS token, higher", f"{r['z_v_cls'][1]:.3f}")),
     ))  # fmt: skip
-    state, phase, top, _ = best_layer(run, encoding)
+    layer, phase, top, _ = best_layer(run, encoding)
     rows.append(Result(
         "encoding", "z_B: higher layers predict better, midway through the caption best",
-        "higher layers; mid (fig. 6, no number)", f"layer {state}, {phase}: r = {top:.3f}",
+        "higher layers; mid (fig. 6, no number)", f"layer {layer}, {phase}: r = {top:.3f}",
         "The BERT layer and third of the caption with the highest mean r over all voxels and "
         "subjects; 0 is the embeddings.", n=_subjects(run),
     ))  # fmt: skip
@@ -215,8 +215,8 @@ def read_ratings(out: Path) -> dict[str, dict[str, Any]]:
 def stream_table(run: Run, encoding: list[dict]) -> list[dict[str, Any]]:
     """By stream: mean r (over ceiling) and significant voxels of z_v, its CLS token, z_B, joint."""
     where = run.about["z_B_map"]
-    models = (("z_v", "", ""), ("z_v_cls", "", ""), ("z_B", str(where["state"]), where["phase"]),
-              ("joint", str(where["state"]), where["phase"]))  # fmt: skip
+    models = (("z_v", "", ""), ("z_v_cls", "", ""), ("z_B", str(where["layer"]), where["phase"]),
+              ("joint", str(where["layer"]), where["phase"]))  # fmt: skip
     rows = []
     for roi in (*STREAMS, "all"):
         cells = []
@@ -240,16 +240,16 @@ def stream_table(run: Run, encoding: list[dict]) -> list[dict[str, Any]]:
 
 
 def layer_table(run: Run, encoding: list[dict]) -> list[dict[str, Any]]:
-    """Figure 6's numbers: mean r over subjects by state and phase, with half the t interval."""
+    """Figure 6's numbers: mean r over subjects by layer and phase, with half the t interval."""
     rows = []
-    for state in run.about["states"]:
+    for layer in run.about["layers"]:
         cells = []
         for phase in PHASES:
             each = [float(r["mean_r"]) for r in encoding if r["roi"] == "all" and r["feature"] == "z_B"
-                    and (r["layer"], r["phase"]) == (str(state), phase)]  # fmt: skip
+                    and (r["layer"], r["phase"]) == (str(layer), phase)]  # fmt: skip
             mean, half = over_subjects(np.array(each))
             cells.append((float(mean), float(half)))
-        rows.append({"state": state, "cells": cells})
+        rows.append({"layer": layer, "cells": cells})
     return rows
 
 
@@ -272,13 +272,13 @@ def gradient(r: dict[str, tuple[float, float]]) -> tuple[str, str]:
 
 
 def best_layer(run: Run, encoding: list[dict]) -> tuple[int, str, float, bool]:
-    """State and phase of the highest mean r, that r, and whether it is as in the paper."""
-    top, state, phase = max(
-        (cell[0], row["state"], name)
+    """Layer and phase of the highest mean r, that r, and whether it is as in the paper."""
+    top, layer, phase = max(
+        (cell[0], row["layer"], name)
         for row in layer_table(run, encoding)
         for name, cell in zip(PHASES, row["cells"], strict=True)
     )
-    return state, phase, top, phase == "mid" and state > max(run.about["states"]) / 2
+    return layer, phase, top, phase == "mid" and layer > max(run.about["layers"]) / 2
 
 
 def layers_by_stream(layers: list[dict]) -> tuple[str, int, int]:

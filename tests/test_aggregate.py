@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("no_java")
 SUBJECTS, STATES, N_TEST, SIDE, SAMPLES, D = [1, 2], [0, 1, 2], 12, 16, 2, 8
 SHAPE = (10, 8, 6)
 PHASES = ("early", "mid", "late")
-# planted: the BERT state that adds to z_v in each stream, none in the early ones
+# planted: the BERT layer that adds to z_v in each stream, none in the early ones
 ADDS = {5: 0, 6: 1, 7: 2}
 
 

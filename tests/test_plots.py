@@ -170,7 +170,7 @@ def test_what_is_missing_is_named(out, tmp_path, harm, figure, words):
     ("name", "content", "figure", "words"),
     [
         ("run.json", b'{"subj', 6, "run.json: broken"),
-        ("run.json", b"[]", 6, "run.json: lacks subjects, states"),
+        ("run.json", b"[]", 6, "run.json: lacks subjects, layers"),
         ("tables/encoding.csv", b"a,b\n1,2\n", 6, "encoding.csv: lacks subject, roi"),
         ("tables/encoding.csv", b"\xff\xfe", 6, "encoding.csv: broken"),
         ("maps/subj01/ceiling.nii.gz", b"no gzip", 10, "ceiling.nii.gz: broken"),

@@ -219,7 +219,7 @@ def test_the_stage_makes_all_of_it(tmp_path):
     assert {path.name for path in target.iterdir()} == {
         "figures", "maps", "report.html", "run.json", "tables",
     }  # fmt: skip
-    assert json.loads((target / "run.json").read_text())["states"] == STATES
+    assert json.loads((target / "run.json").read_text())["layers"] == STATES
     assert "Pictures are left out" in page_of(target)[1].text
 
 
