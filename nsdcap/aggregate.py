@@ -92,8 +92,8 @@ def aggregate(
         models = list(read_models(out, subject, layers, voxels))
         for model in models:
             encoding += encoding_rows(subject, model, voxels)
-        best, best_q = best_layer(models)
-        best_layers += layer_rows(subject, best, best_q, voxels)
+        for by in ("r", "gain"):
+            best_layers += layer_rows(subject, by, *best_layer(models, by), voxels)
         maps = maps_of(models, voxels)
         listing += write_volumes(target / "maps", subject, maps, voxels)
         if surfaces is not None:

@@ -111,7 +111,7 @@ def draw_streams(run: Run) -> Iterator[tuple[Any, Figure]]:
     import matplotlib.pyplot as plt
 
     layers, n = run.about["layers"], len(run.subjects)
-    rows = run.table("layers")
+    rows = [row for row in run.table("layers") if row["by"] == "gain"]
     gains = [row for row in run.table("encoding") if row["feature"] == "joint"]
     canvas, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.9), layout="constrained")
     x = np.arange(len(STREAMS))

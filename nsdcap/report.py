@@ -52,7 +52,7 @@ _MINIATURE = re.compile(r'^blip = ".*miniature/models/', re.MULTILINE)
 TITLES = {
     3: "Captions from brain activity", 4: "Pictures from brain activity",
     5: "Where z_v and z_B predict the brain", 6: "BERT layer and time in the caption",
-    7: "The BERT layer that adds most to z_v", 8: "What z_B adds to z_v", 9: "The penalties chosen",
+    7: "The BERT layer of the best joint model", 8: "What z_B adds to z_v", 9: "The penalties chosen",
     10: "Prediction against the noise ceiling",
 }  # fmt: skip
 

@@ -210,8 +210,9 @@ def _encoding(run: Run, settings: Config, cite: Citations) -> str:
         f"false discoveries were controlled at 0.05 over all voxels of a map ({cite('fdr')}). What z_B "
         f"adds is R²(joint) − R²(z_v), with an interval from {encode.bootstraps:,} bootstraps over "
         f"pictures ({cite('bootstrap')}) and a one-sided p by Student’s t of the squared errors saved, "
-        f"picture by picture ({cite('signs')}); a voxel’s best layer is that of the largest gain, mapped where "
-        f"any of its joint models adds, by Simes’ p ({cite('simes')}) of all of them and control of false "
+        f"picture by picture ({cite('signs')}); a voxel’s best layer is that of the "
+        "highest joint r, or of the largest gain, mapped where any of its joint models predicts, or adds, by "
+        f"Simes’ p ({cite('simes')}) of all of them and control of false "
         f"discoveries over voxels. The highest r there can be follows from the noise ceiling ({cite('allen')})."
     )
 

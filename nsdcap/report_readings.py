@@ -13,7 +13,8 @@ def readings(run: Run, scores: dict[str, list[dict]]) -> dict[int, str]:
     r = mean_r(run, encoding)
     numbers, way = gradient(r)
     layer, phase, _, alike = best_layer(run, encoding)
-    listed, some, total = layers_by_stream(scores["layers"])
+    by_r, _, total = layers_by_stream(scores["layers"], "r")
+    by_gain, some, _ = layers_by_stream(scores["layers"], "gain")
     return {
         3: _captions(run, scores["captions"]),
         4: _pictures(run, scores["pictures"]),
@@ -23,8 +24,9 @@ def readings(run: Run, scores: dict[str, list[dict]]) -> dict[int, str]:
         6: f"The highest mean r is at layer {layer}, {phase} in the caption: "
            f"{'as' if alike else 'not as'} in the paper, where higher layers predict better and midway "
            "is best.",
-        7: f"z_B adds significantly to z_v in {some} of {total} voxels, all subjects together. Mean best "
-           f"layer there: {listed}. The paper's layers rise along the visual hierarchy; a single voxel's "
+        7: f"Mean best layer by r of z_v and z_B: {by_r}. z_B adds significantly to z_v in {some} of {total} "
+           f"voxels, all subjects together; mean best layer by gain there: {by_gain}. The paper's layers "
+           "rise along the visual hierarchy; a single voxel's "
            "best layer is unreliable, so compare streams, not voxels.",
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from nsdcap.config import PHASES, STREAMS, Config, Models, dump
 from nsdcap.errors import DataError
 from nsdcap.plots import over_subjects
 from nsdcap.plots_cortex import Run
+from nsdcap.plots_encoding import FEW
 from nsdcap.rating.study import signatures
 from nsdcap.report_methods import Facts
 from nsdcap.report_scores import Scores
@@ -106,12 +107,15 @@ def results(
         "The BERT layer and third of the caption with the highest mean r over all voxels and "
         "subjects; 0 is the embeddings.", n=_subjects(run),
     ))  # fmt: skip
-    listed, some, total = layers_by_stream(scores["layers"])
+    listed, some, total = layers_by_stream(scores["layers"], "r")
+    by_gain, adds, _ = layers_by_stream(scores["layers"], "gain")
     rows.append(Result(
         "encoding", "z_v and z_B together: the best layer rises along the visual hierarchy",
         "low to high from early to higher cortex (fig. 7, no number)", listed,
-        "Mean best BERT layer over voxels to which z_B adds significantly.", n=_subjects(run),
-        beside=(("voxels, all subjects", f"{some} of {total}"),),
+        "Mean BERT layer of the highest joint r, over the significant voxels of all subjects; beside it that "
+        "of the largest gain over z_v, where z_B adds significantly.", n=_subjects(run),
+        beside=(("voxels", f"{some} of {total}"), ("by gain", by_gain),
+                ("voxels by gain", f"{adds} of {total}")),
     ))  # fmt: skip
     return rows
 
@@ -281,13 +285,24 @@ def best_layer(run: Run, encoding: list[dict]) -> tuple[int, str, float, bool]:
     return layer, phase, top, phase == "mid" and layer > max(run.about["layers"]) / 2
 
 
-def layers_by_stream(layers: list[dict]) -> tuple[str, int, int]:
-    """Mean best layer of each stream as a text, and how many voxels have one, of how many."""
-    means = {roi: _mean([x for x in layers if x["roi"] == roi], "mean_layer") for roi in STREAMS}
-    known = [f"{roi} {value:.1f}" for roi, value in means.items() if np.isfinite(value)]
-    total = [x for x in layers if x["roi"] == "all"]
-    some = sum(int(x["n_significant"]) for x in total), sum(int(x["n_voxels"]) for x in total)
-    return ", ".join(known) or "no such voxel", *some
+def layers_by_stream(layers: list[dict], by: str) -> tuple[str, int, int]:
+    """Mean best layer of each stream as a text, and how many voxels have one, of how many.
+
+    ``by``: "r" or "gain". Means are over the significant voxels of all subjects together; a stream that
+    has fewer than ``FEW`` of them is left out.
+    """
+    own = [row for row in layers if row["by"] == by]
+    known = []
+    for roi in STREAMS:
+        some = [row for row in own if row["roi"] == roi and row["mean_layer"]]
+        counts = [int(row["n_significant"]) for row in some]
+        if sum(counts) >= FEW:
+            mean = np.average([float(row["mean_layer"]) for row in some], weights=counts)
+            known.append(f"{roi} {mean:.1f}")
+    total = [row for row in own if row["roi"] == "all"]
+    found = sum(int(row["n_significant"]) for row in total)
+    text = ", ".join(known) or f"no stream with {FEW} such voxels"
+    return text, found, sum(int(row["n_voxels"]) for row in total)
 
 
 def _row(
