@@ -33,16 +33,21 @@ from nsdcap.tables_encoding import (
 )
 from nsdcap.tables_pictures import picture_rows
 
+COLUMNS = {
+    "encoding": ENCODING_COLUMNS, "encoding_group": GROUP_COLUMNS, "layers": LAYER_COLUMNS,
+    "captions": SCORE_COLUMNS, "pictures": SCORE_COLUMNS, "decoding": DECODING_COLUMNS,
+    "alphas": ALPHA_COLUMNS,
+}  # of each table  # fmt: skip
 INPUTS = ("prepare", "decode", "caption", "reconstruct", "compare", "encode")  # stages
 
 
 def run(cell: Cell, config: Config, nsd: Any, out: Path, target: Path) -> None:
     """The stage: tables, maps, figures and the report, into the folder ``target``."""
     from nsdcap import plots, report
-    from nsdcap.stages import encode_states
+    from nsdcap.stages import encode_layers
 
-    subjects, states = list(config.data.subjects), list(encode_states(config))
-    aggregate(out, target, subjects, states, surfaces=nsd, no_stimuli=config.no_stimuli)
+    subjects, layers = list(config.data.subjects), list(encode_layers(config))
+    aggregate(out, target, subjects, layers, surfaces=nsd, no_stimuli=config.no_stimuli)
     plots.draw(out, target)
     report.write(out, target, log=lambda line: None)  # the launcher names the place it ends in
 
@@ -51,7 +56,7 @@ def aggregate(
     out: Path,
     target: Path,
     subjects: list[int],
-    states: list[int],
+    layers: list[int],
     *,
     surfaces: Any = None,
     no_stimuli: bool = False,
@@ -60,7 +65,7 @@ def aggregate(
     """Read every result of the run in ``out``; write tables, maps and run.json into ``target``.
 
     Significance is Benjamini-Hochberg at 0.05 over all voxels of a map; voxels whose p is NaN (they
-    never varied) are left out and counted. ``states``: BERT states from 0, the embeddings.
+    never varied) are left out and counted. ``layers``: BERT's, from 0, the embeddings.
     ``surfaces``: an ``nsd.NSD``, whose transforms take maps to fsaverage; without them, or where a
     subject lacks them, maps stay in the volume. ``target`` is made; the caller renames it. The same
     results give the same bytes. Memory: one subject's maps at a time, 0.3 GB for 15,000 voxels and 80
@@ -71,24 +76,24 @@ def aggregate(
     DataError
         Files are missing (all are named), or one is broken or does not agree with another.
     """
-    _refuse_gaps(out, subjects, states)
+    _refuse_gaps(out, subjects, layers)
     for folder in ("tables", "maps"):
         (target / folder).mkdir(parents=True, exist_ok=True)
     encoding: list[dict] = []
-    layers: list[dict] = []
+    best_layers: list[dict] = []
     written: dict[int, dict] = {}
     pictures: list[dict] = []
     decoding: list[dict] = []
     alphas: list[dict] = []
     counts, on_surface, listing = {}, [], []
-    fixed = Fixed(max(states))
+    fixed = Fixed(max(layers))
     for subject in subjects:
         voxels = read_voxels(out, subject)
-        models = list(read_models(out, subject, states, voxels))
+        models = list(read_models(out, subject, layers, voxels))
         for model in models:
             encoding += encoding_rows(subject, model, voxels)
-        best, best_q = best_layer(models)
-        layers += layer_rows(subject, best, best_q, voxels)
+        for by in ("r", "gain"):
+            best_layers += layer_rows(subject, by, *best_layer(models, by), voxels)
         maps = maps_of(models, voxels)
         listing += write_volumes(target / "maps", subject, maps, voxels)
         if surfaces is not None:
@@ -107,17 +112,16 @@ def aggregate(
             "n_test": len(shown),
         }
         log(f"aggregate subj{subject:02d}: {counts[subject]}")
-    for name, columns, table in (
-        ("encoding", ENCODING_COLUMNS, encoding),
-        ("encoding_group", GROUP_COLUMNS, group_rows(encoding)), ("layers", LAYER_COLUMNS, layers),
-        ("captions", SCORE_COLUMNS, caption_rows(written)), ("pictures", SCORE_COLUMNS, pictures),
-        ("decoding", DECODING_COLUMNS, decoding), ("alphas", ALPHA_COLUMNS, alphas),
-    ):  # fmt: skip
-        write_table(target / "tables" / f"{name}.csv", columns, table)
+    tables = {
+        "encoding": encoding, "encoding_group": group_rows(encoding), "layers": best_layers,
+        "captions": caption_rows(written), "pictures": pictures, "decoding": decoding, "alphas": alphas,
+    }  # fmt: skip
+    for name, columns in COLUMNS.items():
+        write_table(target / "tables" / f"{name}.csv", columns, tables[name])
     write_listing(target / "maps", listing)
     summary = {
-        "subjects": subjects, "states": states, "no_stimuli": no_stimuli, "counts": counts,
-        "on_surface": on_surface, "z_B_map": {"state": fixed.layer, "phase": fixed.phase},
+        "subjects": subjects, "layers": layers, "no_stimuli": no_stimuli, "counts": counts,
+        "on_surface": on_surface, "z_B_map": {"layer": fixed.layer, "phase": fixed.phase},
         "shuffles": SHUFFLES, "bootstraps": BOOTSTRAPS,
     }  # fmt: skip
     (target / "run.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -139,9 +143,9 @@ def results_time(out: Path) -> str:
     return newest.strftime("results as of %d %B %Y, %H:%M UTC")
 
 
-def _refuse_gaps(out: Path, subjects: list[int], states: list[int]) -> None:
+def _refuse_gaps(out: Path, subjects: list[int], layers: list[int]) -> None:
     cells = [Cell(stage, subject) for stage in INPUTS[:-1] for subject in subjects]
-    cells += [Cell("encode", subject, state) for subject in subjects for state in (None, *states)]
+    cells += [Cell("encode", subject, layer) for subject in subjects for layer in (None, *layers)]
     missing = [path for path in (artefact(out, cell) for cell in cells) if not path.is_file()]
     if missing:
         names = ", ".join(str(path.relative_to(out)) for path in missing)

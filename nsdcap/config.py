@@ -135,9 +135,9 @@ class Reconstruct:
 
 @dataclass(frozen=True)
 class Encode:
-    """``states`` of BERT: 0 the embeddings, then one a layer; empty: all that the captioner has."""
+    """``layers`` of BERT: 0 the embeddings, then one a layer; empty: all that the captioner has."""
 
-    states: tuple[int, ...] = ()
+    layers: tuple[int, ...] = ()
     ratios: tuple[float, ...] = (0.1, 1.0, 10.0)  # z_B's weight in the joint model
     nulls: int = 1000
     bootstraps: int = 1000

@@ -283,9 +283,9 @@ def encode(data: DataSizes, models: ModelSizes, config: Config, joint: bool) -> 
 
 def aggregate(data: list[DataSizes], models: ModelSizes, config: Config) -> Cost:
     """Memory: all maps of a subject, all pairs of its captions and references, and METEOR's Java."""
-    from nsdcap.stages import encode_states
+    from nsdcap.stages import encode_layers
 
-    maps = 8 * (2 + 6 * len(encode_states(config)))
+    maps = 8 * (2 + 6 * len(encode_layers(config)))
     voxels, tests = max(d.voxels() for d in data), max(d.tests for d in data)
     memory = 2 * 8.0 * maps * voxels + 4 * 8.0 * 5 * tests**2 + 3 * PYTHON + JAVA
     pixels = 3.0 * config.reconstruct.size**2 * (2 + 2 * config.reconstruct.samples)

@@ -93,7 +93,7 @@ def read_responses(subject: int | None, config: Config, out: Path) -> Responses:
 
 
 def read_z_b(out: Path, subject: int | None, ids: np.ndarray, layer: int, phase: int) -> np.ndarray:
-    """z_B (n, width) float64 of the given pictures at one BERT state and phase."""
+    """z_B (n, width) float64 of the given pictures at one BERT layer and phase."""
     with open_features(out, subject) as file:
         return file["z_B"][:, layer, phase, :][rows_of(file, ids)].astype(np.float64)
 

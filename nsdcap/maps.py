@@ -15,17 +15,21 @@ Four subjects with 13 layers: 500 files, 300 MB.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+from xml.parsers.expat import ExpatError
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from nsdcap.config import PHASES
 from nsdcap.encoded import CEILING_FLOOR, Model, Voxels, best_layer
-from nsdcap.errors import DataError
+from nsdcap.errors import DataError, first_line
 
 ALPHA = 0.05  # of the false discovery rate
 FSAVERAGE5 = 10242  # vertices a hemisphere: the first of fsaverage's
@@ -246,26 +250,35 @@ def read_volume(target: Path, about: dict[str, Any], subject: int, name: str) ->
 
     ``name``: z_v_r, z_v_q, z_B_r, z_B_q, gain, gain_q (the last four at the layer and phase of
     run.json's ``z_B_map``), best_layer, best_layer_r (the same by r), either with _q, ceiling.
-    ``about``: run.json. Raises DataError where the file is missing.
+    ``about``: run.json. Raises DataError where the file is missing or broken.
     """
-    fixed = Fixed(about["z_B_map"]["state"], about["z_B_map"]["phase"])
+    fixed = Fixed(about["z_B_map"]["layer"], about["z_B_map"]["phase"])
     stem, of_layer = _stem(name, fixed)
     path = target / "maps" / _place(subject) / f"{stem}.nii.gz"
-    if not path.is_file():
-        raise DataError(f"{path}: missing; run the aggregate stage again")
-    image: Any = nib.load(path)
-    if not of_layer:
-        return image.get_fdata()
-    return np.asarray(image.dataobj[..., about["states"].index(fixed.layer)], dtype=np.float64)
+    at = (..., about["layers"].index(fixed.layer)) if of_layer else ...
+    return _read(path, lambda image: np.asarray(image.dataobj[at], dtype=np.float64))
 
 
 def read_surface(target: Path, subject: int, name: str, hemi: str) -> np.ndarray:
-    """A map's significant values on fsaverage5, (10242,) float32, NaN elsewhere; ``name`` one of SHOWN."""
+    """A map's significant values on fsaverage5, (10242,) float32, NaN elsewhere; ``name`` one of SHOWN.
+
+    Raises DataError where the file is missing or broken.
+    """
     path = target / "maps" / _place(subject) / "fsaverage5" / f"{hemi}.{name}.func.gii"
+    return _read(path, lambda image: image.darrays[0].data)
+
+
+def _read(path: Path, take: Callable[[Any], np.ndarray]) -> np.ndarray:
+    """What ``take`` gets of an image file."""
+    again = "run the aggregate stage again, with --force"
     if not path.is_file():
-        raise DataError(f"{path}: missing; run the aggregate stage again")
-    image: Any = nib.load(path)
-    return image.darrays[0].data
+        raise DataError(f"{path}: missing; {again}")
+    try:
+        return take(nib.load(path))
+    except (
+        OSError, EOFError, ValueError, IndexError, zlib.error, ExpatError, ImageFileError, HeaderDataError
+    ) as error:  # fmt: skip
+        raise DataError(f"{path}: broken ({first_line(error)}); {again}") from error
 
 
 def write_listing(folder: Path, entries: list[dict]) -> None:

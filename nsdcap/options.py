@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="one setting, as in decode.gain=cv")  # fmt: skip
     add("--subjects", type=int, nargs="+", metavar="N", help="subjects, 1 to 8")
     add("--layers", type=int, nargs="+", metavar="N",
-        help="BERT states to encode from, 0 the embeddings")  # fmt: skip
+        help="BERT layers to encode from, 0 the embeddings")  # fmt: skip
     add("--nsd-root", type=Path,
         help="the folder that holds nsddata/, nsddata_betas/, nsddata_stimuli/")  # fmt: skip
     add("--out", type=Path, help=f"folder of the results (miniature: {MINIATURE_OUT})")
@@ -140,7 +140,7 @@ def settle(options: argparse.Namespace, out: Path, miniature: bool) -> Config:
     if options.subjects:
         given.append(f"data.subjects={options.subjects}")
     if options.layers is not None:
-        given.append(f"encode.states={options.layers}")
+        given.append(f"encode.layers={options.layers}")
     file = options.config
     if miniature:
         from nsdcap import miniature as built_in

@@ -20,7 +20,7 @@ DONE, FAILED = ".done.json", ".failed.txt"  # beside an artefact
 
 @dataclass(frozen=True)
 class Cell:
-    """One unit of work: a stage, a subject (none: all), a BERT state (none: not one of them)."""
+    """One unit of work: a stage, a subject (none: all), a BERT layer (none: not one of them)."""
 
     stage: str
     subject: int | None = None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nsdcap import plots_captions, plots_cortex, plots_encoding, plots_turning
-from nsdcap.errors import NsdcapError, UsageError
+from nsdcap.errors import DataError, NsdcapError, UsageError
 from nsdcap.paths import Cell, artefact
 from nsdcap.plots_captions import caption_table
 from nsdcap.plots_encoding import over_subjects
@@ -128,8 +128,13 @@ def _save(folder: Path, kind: Kind, canvases: list[tuple[Any, Figure]]) -> None:
                 bbox_inches="tight", pad_inches=0.04,
             )  # fmt: skip
     listing = folder / "figures.json"
-    known = json.loads(listing.read_text()) if listing.exists() else []
-    kept = [Figure(**entry) for entry in known if entry["number"] != kind.number]
+    try:
+        known = json.loads(listing.read_text()) if listing.exists() else []
+        kept = [Figure(**entry) for entry in known if entry["number"] != kind.number]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{listing}: broken ({error!r}); remove it and draw all figures again"
+        ) from error
     every = sorted([*kept, *(figure for _, figure in canvases)], key=lambda figure: figure.number)
     listing.write_text(json.dumps([asdict(figure) for figure in every], indent=1) + "\n")
 
@@ -153,8 +158,14 @@ def main(arguments: list[str] | None = None) -> int:
         target = artefact(given.out, Cell("aggregate"))
         draw(given.out, target, given.figure or (*KINDS, CORTEX))
     except NsdcapError as error:
-        print(f"nsdcap: {error}", file=sys.stderr)
+        print(f"nsdcap.plots: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # no room, no right to write, a file where a folder should be
+        print(
+            f"nsdcap.plots: {error.filename or given.out}: cannot be written ({error.strerror or error})",
+            file=sys.stderr,
+        )
+        return UsageError.exit_code
     return 0
 
 

@@ -85,19 +85,19 @@ def gain_scale(run: Run) -> Scale:
 
 def best_layer_scale(run: Run) -> Scale:
     """Of best_layer and best_layer_r: a colour a layer."""
-    states = run.about["states"]
-    limits = (min(states) - 0.5, max(states) + 0.5)
-    colours = _colours("magma").resampled(len(states))
-    return Scale(colours, limits, "BERT layer (0: embeddings)", states)
+    layers = run.about["layers"]
+    limits = (min(layers) - 0.5, max(layers) + 0.5)
+    colours = _colours("magma").resampled(len(layers))
+    return Scale(colours, limits, "BERT layer (0: embeddings)", layers)
 
 
 def draw_cortex(run: Run) -> Iterator[tuple[Any, Figure]]:
     """Figure 5: where z_v and z_B predict the brain."""
     where = run.about["z_B_map"]
-    names = {"z_v_r": "z_v", "z_B_r": f"z_B, layer {where['state']}, {where['phase']}"}
+    names = {"z_v_r": "z_v", "z_B_r": f"z_B, layer {where['layer']}, {where['phase']}"}
     scale = r_scale(run)
     text = (
-        f"Where z_v and z_B (layer {where['state']}, {where['phase']} in the caption, fixed "
+        f"Where z_v and z_B (layer {where['layer']}, {where['phase']} in the caption, fixed "
         "beforehand) predict held out responses, {how}. Significant voxels only (permutation of "
         "pictures, FDR 0.05): {counts}."
     )
@@ -138,7 +138,7 @@ def draw_gain(run: Run) -> Iterator[tuple[Any, Figure]]:
     scale = gain_scale(run)
     text = (
         "What z_B adds to z_v: R² of the joint model less that of z_v alone, test pictures, layer "
-        f"{where['state']}, {where['phase']} in the caption, fixed beforehand, "
+        f"{where['layer']}, {where['phase']} in the caption, fixed beforehand, "
         "{how}. Only voxels whose gain is significant (paired t over pictures, FDR 0.05): {counts}."
     )
     alt = "Maps of the gain of z_B over z_v for each subject."

@@ -32,10 +32,10 @@ def draw_r_by_stream(run: Run) -> Iterator[tuple[Any, Figure]]:
     import matplotlib.pyplot as plt
 
     rows, where, n = run.table("encoding"), run.about["z_B_map"], len(run.subjects)
-    z_b = f"z_B, layer {where['state']}, {where['phase']}"
+    z_b = f"z_B, layer {where['layer']}, {where['phase']}"
     lines: list[tuple[str, tuple, dict[str, Any]]] = [
         ("z_v", ("z_v",), {"color": BLUE, "marker": "o"}),
-        (z_b, ("z_B", where["state"], where["phase"]),
+        (z_b, ("z_B", where["layer"], where["phase"]),
          {"color": VERMILION, "marker": "s", "linestyle": "--"}),
         ("z_v, CLS token alone", ("z_v_cls",), {"color": GREY, "marker": "^", "linestyle": ":"}),
     ]  # fmt: skip
@@ -72,14 +72,14 @@ def draw_layers(run: Run) -> Iterator[tuple[Any, Figure]]:
     import matplotlib.pyplot as plt
 
     rows = [row for row in run.table("encoding") if row["roi"] == "all"]
-    states, n = run.about["states"], len(run.subjects)
+    layers, n = run.about["layers"], len(run.subjects)
     canvas, ax = plt.subplots(figsize=(5.6, 3.1), layout="constrained")
     for k, (phase, style) in enumerate(PHASE_STYLE.items()):
         each = np.array(
-            [[_mean_r(rows, s, "z_B", state, phase) for state in states] for s in run.subjects]
-        )  # (subjects, states)
+            [[_mean_r(rows, s, "z_B", layer, phase) for layer in layers] for s in run.subjects]
+        )  # (subjects, layers)
         middle, half = over_subjects(each)
-        x = np.asarray(states) + 0.08 * (k - 1)
+        x = np.asarray(layers) + 0.08 * (k - 1)
         ax.errorbar(x, middle, half if n > 1 else None, label=f"z_B, {phase}", capsize=2, **style)
     for feature, dash, name in (
         ("z_v", ":", "z_v"),
@@ -87,7 +87,7 @@ def draw_layers(run: Run) -> Iterator[tuple[Any, Figure]]:
     ):
         level = float(np.mean([_mean_r(rows, s, feature) for s in run.subjects]))
         ax.axhline(level, color=GREY, linestyle=dash, label=name)
-    ax.set_xticks(states, ["emb." if state == 0 else str(state) for state in states])
+    ax.set_xticks(layers, ["emb." if layer == 0 else str(layer) for layer in layers])
     ax.set(xlabel="BERT layer (emb.: embeddings)", ylabel="mean Pearson r, all voxels")
     order = [2, 3, 4, 0, 1]  # matplotlib lists bars last
     handles, labels = ax.get_legend_handles_labels()
@@ -110,8 +110,8 @@ def draw_streams(run: Run) -> Iterator[tuple[Any, Figure]]:
     """Figure 7, by stream: mean best layer, and what each layer adds."""
     import matplotlib.pyplot as plt
 
-    states, n = run.about["states"], len(run.subjects)
-    rows = run.table("layers")
+    layers, n = run.about["layers"], len(run.subjects)
+    rows = [row for row in run.table("layers") if row["by"] == "gain"]
     gains = [row for row in run.table("encoding") if row["feature"] == "joint"]
     canvas, (left, right) = plt.subplots(1, 2, figsize=(WIDTH, 2.9), layout="constrained")
     x = np.arange(len(STREAMS))
@@ -125,22 +125,22 @@ def draw_streams(run: Run) -> Iterator[tuple[Any, Figure]]:
         left.scatter(at[~few], means[~few], facecolors=GREY, zorder=2, **how)
         left.scatter([], [], facecolors=GREY, label=f"subject {subject}", **how)
     for roi in STREAMS:
-        per_state = np.array([
+        per_layer = np.array([
             [mean([number(r, "mean_gain") for r in gains if r["roi"] == roi
-                   and r["subject"] == str(s) and r["layer"] == str(state)]) for state in states]
+                   and r["subject"] == str(s) and r["layer"] == str(layer)]) for layer in layers]
             for s in run.subjects
-        ])  # (subjects, states)  # fmt: skip
-        right.plot(states, per_state.mean(0), label=roi, **STREAM_STYLE[roi])
+        ])  # (subjects, layers)  # fmt: skip
+        right.plot(layers, per_layer.mean(0), label=roi, **STREAM_STYLE[roi])
     left.set_xticks(x, STREAMS, rotation=35, ha="right", rotation_mode="anchor")
-    limits = (min(states) - 0.5, max(states) + 0.5)
+    limits = (min(layers) - 0.5, max(layers) + 0.5)
     left.set(ylabel="mean best BERT layer", xlim=(-0.6, len(STREAMS) - 0.4))
-    left.set_yticks(states)
+    left.set_yticks(layers)
     rise = 0.13 * (limits[1] - limits[0]) * -(-n // 4)  # room for the legend
     left.set_ylim(limits[0], limits[1] + rise)
     left.set_title("voxels with a significant gain")
-    left.axhline(np.mean(states), color=GREY, linestyle=":", linewidth=1)
+    left.axhline(np.mean(layers), color=GREY, linestyle=":", linewidth=1)
     right.axhline(0, color=GREY, linewidth=0.8)
-    right.set_xticks(states)
+    right.set_xticks(layers)
     right.set(xlabel="BERT layer (0: embeddings)", ylabel="R²(joint) − R²(z_v)")
     right.set_title("all voxels, mean over phases and subjects")
     left.legend(ncols=4, loc="upper center", handletextpad=0.0, columnspacing=0.5, borderpad=0)
@@ -160,7 +160,7 @@ def draw_ceiling(run: Run) -> Iterator[tuple[Any, Figure]]:
     import matplotlib.pyplot as plt
 
     where = run.about["z_B_map"]
-    names = {"z_v": "z_v", "z_B": f"z_B, layer {where['state']}, {where['phase']}"}
+    names = {"z_v": "z_v", "z_B": f"z_B, layer {where['layer']}, {where['phase']}"}
     ceiling = [run.volume(s, "ceiling") for s in run.subjects]
     r = {name: [run.volume(s, f"{name}_r") for s in run.subjects] for name in names}
     known = [np.isfinite(c) & np.all([np.isfinite(r[name][k]) for name in names], axis=0)
@@ -336,8 +336,8 @@ def _is(row: dict[str, str], roi: str, feature: str) -> bool:
 
 
 def _mean_r(
-    rows: list[dict], subject: int, feature: str, state: int | str = "", phase: str = ""
+    rows: list[dict], subject: int, feature: str, layer: int | str = "", phase: str = ""
 ) -> float:
-    wanted = (str(subject), feature, str(state), phase)
+    wanted = (str(subject), feature, str(layer), phase)
     keys = ("subject", "feature", "layer", "phase")
     return next(number(r, "mean_r") for r in rows if tuple(r[key] for key in keys) == wanted)

@@ -7,7 +7,6 @@ the cortex's folds (viridis' green is).
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from nsdcap.aggregate import COLUMNS
 from nsdcap.errors import DataError
 from nsdcap.maps import read_surface, read_volume
 from nsdcap.paths import Cell, artefact
+from nsdcap.tables import read_table
 
 DPI = 200
 WIDTH = 7.2  # inches, a page's text
@@ -43,6 +44,7 @@ STREAM_STYLE: Any = {
     "lateral": {"color": VERMILION, "linestyle": "-", "marker": "s"},
     "parietal": {"color": GREEN, "linestyle": "-", "marker": "^"},
 }
+ABOUT = ("subjects", "layers", "no_stimuli", "counts", "on_surface", "z_B_map")  # of run.json
 MARKERS = "osv^Dx+*"  # of subjects
 STYLE: Any = {
     "font.size": NORMAL,
@@ -94,12 +96,7 @@ class Run:
         return self.about["counts"][str(subject)]
 
     def table(self, name: str) -> list[dict[str, str]]:
-        path = self.target / "tables" / f"{name}.csv"
-        try:
-            with path.open(encoding="utf-8") as file:
-                return list(csv.DictReader(file))
-        except OSError as error:
-            raise DataError(f"{path}: missing; run the aggregate stage again") from error
+        return read_table(self.target / "tables" / f"{name}.csv", COLUMNS[name])
 
     def captions(self, subject: int) -> dict[str, dict[str, Any]]:
         """What the caption stage wrote, by nsd_id."""
@@ -119,11 +116,22 @@ class Run:
 
 
 def open_run(out: Path, target: Path) -> Run:
-    """Raises DataError where there are no tables yet."""
+    """Raises DataError where there are no tables yet, or those of another version."""
+    path = target / "run.json"
     try:
-        return Run(out, target, json.loads((target / "run.json").read_text()))
+        about = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{target}: has no run.json; run the aggregate stage first") from error
+    except ValueError as error:
+        raise DataError(
+            f"{path}: broken ({error}); run the aggregate stage again, with --force"
+        ) from error
+    lacking = [key for key in ABOUT if not isinstance(about, dict) or key not in about]
+    if lacking:
+        raise DataError(
+            f"{path}: lacks {', '.join(lacking)}; run the aggregate stage again, with --force"
+        )
+    return Run(out, target, about)
 
 
 def number(row: dict[str, str], key: str) -> float:

@@ -40,7 +40,7 @@ def page(run: Run, subjects: list[int]) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     where = run.about["z_B_map"]
-    of_layer = f"layer {where['state']}, {where['phase']} in the caption"
+    of_layer = f"layer {where['layer']}, {where['phase']} in the caption"
     maps = [
         ("z_v_r", "z_v predicts", r_scale(run)),
         ("z_B_r", f"z_B predicts ({of_layer})", r_scale(run)),

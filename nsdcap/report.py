@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import csv
 import gzip
 import io
 import json
@@ -23,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nsdcap import __version__, config
-from nsdcap.aggregate import results_time
+from nsdcap.aggregate import COLUMNS, results_time
 from nsdcap.errors import DataError, NsdcapError, UsageError
 from nsdcap.paths import Cell, artefact, atomic, config_file
 from nsdcap.plots import caption_table
@@ -42,7 +41,7 @@ from nsdcap.report_results import (
     stream_table,
 )
 from nsdcap.report_scores import Scores, by_metric, columns, overview, without_folders
-from nsdcap.tables import SEED
+from nsdcap.tables import SEED, read_table
 
 BUDGET = 15e6  # bytes that a report of four subjects stays under
 HEAVY = 400_000  # bytes of a figure's PNG above which the report holds it as WebP
@@ -53,7 +52,7 @@ _MINIATURE = re.compile(r'^blip = ".*miniature/models/', re.MULTILINE)
 TITLES = {
     3: "Captions from brain activity", 4: "Pictures from brain activity",
     5: "Where z_v and z_B predict the brain", 6: "BERT layer and time in the caption",
-    7: "The BERT layer that adds most to z_v", 8: "What z_B adds to z_v", 9: "The penalties chosen",
+    7: "The BERT layer of the best joint model", 8: "What z_B adds to z_v", 9: "The penalties chosen",
     10: "Prediction against the noise ceiling",
 }  # fmt: skip
 
@@ -169,20 +168,13 @@ def render(run: Run, tables: dict[str, list[dict]], folder: Path) -> str:
 def read_tables(target: Path) -> dict[str, list[dict[str, str]]]:
     """All tables (CSV) in ``target``/tables by name, those of TABLES first.
 
-    Raises DataError where one of TABLES is missing or has no rows.
+    Raises DataError where one of TABLES is missing, lacks a column or has no rows.
     """
     folder, found = target / "tables", {}
     names = [*TABLES, *sorted(p.stem for p in folder.glob("*.csv") if p.stem not in TABLES)]
     for name in names:
         path = folder / f"{name}.csv"
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                found[name] = list(csv.DictReader(file))
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error.strerror}); run the aggregate stage again, "
-                "python -m nsdcap.launch --stage aggregate --force"
-            ) from None
+        found[name] = read_table(path, COLUMNS[name] if name in TABLES else ())
         if name in TABLES and not found[name]:
             raise DataError(f"{path}: holds no rows; run the aggregate stage again")
     return found

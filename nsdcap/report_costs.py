@@ -51,7 +51,7 @@ def cells_of(run: Run) -> dict[Cell, dict[str, Any] | None]:
     for subject in run.subjects:
         stages = [name for name in STAGE_NAMES if name not in ("aggregate", "encode")]
         cells += [Cell(stage, subject) for stage in stages]
-        cells += [Cell("encode", subject, state) for state in (None, *run.about["states"])]
+        cells += [Cell("encode", subject, layer) for layer in (None, *run.about["layers"])]
     cells.sort(key=lambda cell: STAGE_NAMES.index(cell.stage))
     found: dict[Cell, dict[str, Any] | None] = {}
     for cell in cells:

@@ -195,10 +195,10 @@ def _generation(settings: Config, cite: Citations) -> str:
 
 def _encoding(run: Run, settings: Config, cite: Citations) -> str:
     encode, ridge = settings.encode, settings.ridge
-    states = run.about["states"]
-    chosen = f"states {_and(states)}" if len(states) < 4 else f"states {states[0]} to {states[-1]}"
-    if states != list(range(states[0], states[-1] + 1)):
-        chosen = f"states {_and(states)}"
+    layers = run.about["layers"]
+    chosen = f"layers {_and(layers)}" if len(layers) < 4 else f"layers {layers[0]} to {layers[-1]}"
+    if layers != list(range(layers[0], layers[-1] + 1)):
+        chosen = f"layers {_and(layers)}"
     return (
         f"Every voxel was predicted by ridge regression from z_v, from z_v’s CLS token, from z_B ({chosen}; "
         "0 is the embeddings; early, mid and late in the caption), and from z_v with each z_B, two "
@@ -210,8 +210,9 @@ def _encoding(run: Run, settings: Config, cite: Citations) -> str:
         f"false discoveries were controlled at 0.05 over all voxels of a map ({cite('fdr')}). What z_B "
         f"adds is R²(joint) − R²(z_v), with an interval from {encode.bootstraps:,} bootstraps over "
         f"pictures ({cite('bootstrap')}) and a one-sided p by Student’s t of the squared errors saved, "
-        f"picture by picture ({cite('signs')}); a voxel’s best layer is that of the largest gain, mapped where "
-        f"any of its joint models adds, by Simes’ p ({cite('simes')}) of all of them and control of false "
+        f"picture by picture ({cite('signs')}); a voxel’s best layer is that of the "
+        "highest joint r, or of the largest gain, mapped where any of its joint models predicts, or adds, by "
+        f"Simes’ p ({cite('simes')}) of all of them and control of false "
         f"discoveries over voxels. The highest r there can be follows from the noise ceiling ({cite('allen')})."
     )
 

@@ -12,19 +12,21 @@ def readings(run: Run, scores: dict[str, list[dict]]) -> dict[int, str]:
     encoding = scores["encoding"]
     r = mean_r(run, encoding)
     numbers, way = gradient(r)
-    state, phase, _, alike = best_layer(run, encoding)
-    listed, some, total = layers_by_stream(scores["layers"])
+    layer, phase, _, alike = best_layer(run, encoding)
+    by_r, _, total = layers_by_stream(scores["layers"], "r")
+    by_gain, some, _ = layers_by_stream(scores["layers"], "gain")
     return {
         3: _captions(run, scores["captions"]),
         4: _pictures(run, scores["pictures"]),
         5: f"Mean r, {numbers}. So {way}; the paper has z_v losing and z_B gaining. The CLS token of "
            f"z_v, as narrow as z_B, reaches {r['z_v_cls'][0]:.3f} and {r['z_v_cls'][1]:.3f}: part of "
            "z_v against z_B is their width.",
-        6: f"The highest mean r is at layer {state}, {phase} in the caption: "
+        6: f"The highest mean r is at layer {layer}, {phase} in the caption: "
            f"{'as' if alike else 'not as'} in the paper, where higher layers predict better and midway "
            "is best.",
-        7: f"z_B adds significantly to z_v in {some} of {total} voxels, all subjects together. Mean best "
-           f"layer there: {listed}. The paper's layers rise along the visual hierarchy; a single voxel's "
+        7: f"Mean best layer by r of z_v and z_B: {by_r}. z_B adds significantly to z_v in {some} of {total} "
+           f"voxels, all subjects together; mean best layer by gain there: {by_gain}. The paper's layers "
+           "rise along the visual hierarchy; a single voxel's "
            "best layer is unreliable, so compare streams, not voxels.",
     }  # fmt: skip
 

@@ -13,6 +13,7 @@ from nsdcap.config import PHASES, STREAMS, Config, Models, dump
 from nsdcap.errors import DataError
 from nsdcap.plots import over_subjects
 from nsdcap.plots_cortex import Run
+from nsdcap.plots_encoding import FEW
 from nsdcap.rating.study import signatures
 from nsdcap.report_methods import Facts
 from nsdcap.report_scores import Scores
@@ -27,7 +28,7 @@ MINIATURE = "the miniature is the input"
 _ALIKE = (
     "preset", "no_stimuli", "data.nsd_root", "data.annotations", "data.subjects", "data.sessions",
     *(f"models.{field.name}" for field in fields(Models) if field.name not in ("dtype", "normalise")),
-    "ridge.block", "ridge.device", "reconstruct.batch", "encode.block", "seed", "encode.states",
+    "ridge.block", "ridge.device", "reconstruct.batch", "encode.block", "seed", "encode.layers",
 )  # fmt: skip
 
 
@@ -94,24 +95,27 @@ def results(
     rows.append(Result(
         "encoding", "z_v explains early visual cortex, z_B higher visual cortex",
         "early: z_v; higher: z_B (fig. 5, no number)", gradient(r)[0],
-        f"Mean r over voxels and subjects; higher: ventral, lateral and parietal. z_B: state "
-        f"{where['state']}, {where['phase']}.", n=_subjects(run),
+        f"Mean r over voxels and subjects; higher: ventral, lateral and parietal. z_B: layer "
+        f"{where['layer']}, {where['phase']}.", n=_subjects(run),
         beside=(("z_v’s CLS token, early", f"{r['z_v_cls'][0]:.3f}"),
                 ("z_v’s CLS token, higher", f"{r['z_v_cls'][1]:.3f}")),
     ))  # fmt: skip
-    state, phase, top, _ = best_layer(run, encoding)
+    layer, phase, top, _ = best_layer(run, encoding)
     rows.append(Result(
         "encoding", "z_B: higher layers predict better, midway through the caption best",
-        "higher layers; mid (fig. 6, no number)", f"layer {state}, {phase}: r = {top:.3f}",
+        "higher layers; mid (fig. 6, no number)", f"layer {layer}, {phase}: r = {top:.3f}",
         "The BERT layer and third of the caption with the highest mean r over all voxels and "
         "subjects; 0 is the embeddings.", n=_subjects(run),
     ))  # fmt: skip
-    listed, some, total = layers_by_stream(scores["layers"])
+    listed, some, total = layers_by_stream(scores["layers"], "r")
+    by_gain, adds, _ = layers_by_stream(scores["layers"], "gain")
     rows.append(Result(
         "encoding", "z_v and z_B together: the best layer rises along the visual hierarchy",
         "low to high from early to higher cortex (fig. 7, no number)", listed,
-        "Mean best BERT layer over voxels to which z_B adds significantly.", n=_subjects(run),
-        beside=(("voxels, all subjects", f"{some} of {total}"),),
+        "Mean BERT layer of the highest joint r, over the significant voxels of all subjects; beside it that "
+        "of the largest gain over z_v, where z_B adds significantly.", n=_subjects(run),
+        beside=(("voxels", f"{some} of {total}"), ("by gain", by_gain),
+                ("voxels by gain", f"{adds} of {total}")),
     ))  # fmt: skip
     return rows
 
@@ -215,8 +219,8 @@ def read_ratings(out: Path) -> dict[str, dict[str, Any]]:
 def stream_table(run: Run, encoding: list[dict]) -> list[dict[str, Any]]:
     """By stream: mean r (over ceiling) and significant voxels of z_v, its CLS token, z_B, joint."""
     where = run.about["z_B_map"]
-    models = (("z_v", "", ""), ("z_v_cls", "", ""), ("z_B", str(where["state"]), where["phase"]),
-              ("joint", str(where["state"]), where["phase"]))  # fmt: skip
+    models = (("z_v", "", ""), ("z_v_cls", "", ""), ("z_B", str(where["layer"]), where["phase"]),
+              ("joint", str(where["layer"]), where["phase"]))  # fmt: skip
     rows = []
     for roi in (*STREAMS, "all"):
         cells = []
@@ -240,16 +244,16 @@ def stream_table(run: Run, encoding: list[dict]) -> list[dict[str, Any]]:
 
 
 def layer_table(run: Run, encoding: list[dict]) -> list[dict[str, Any]]:
-    """Figure 6's numbers: mean r over subjects by state and phase, with half the t interval."""
+    """Figure 6's numbers: mean r over subjects by layer and phase, with half the t interval."""
     rows = []
-    for state in run.about["states"]:
+    for layer in run.about["layers"]:
         cells = []
         for phase in PHASES:
             each = [float(r["mean_r"]) for r in encoding if r["roi"] == "all" and r["feature"] == "z_B"
-                    and (r["layer"], r["phase"]) == (str(state), phase)]  # fmt: skip
+                    and (r["layer"], r["phase"]) == (str(layer), phase)]  # fmt: skip
             mean, half = over_subjects(np.array(each))
             cells.append((float(mean), float(half)))
-        rows.append({"state": state, "cells": cells})
+        rows.append({"layer": layer, "cells": cells})
     return rows
 
 
@@ -272,22 +276,33 @@ def gradient(r: dict[str, tuple[float, float]]) -> tuple[str, str]:
 
 
 def best_layer(run: Run, encoding: list[dict]) -> tuple[int, str, float, bool]:
-    """State and phase of the highest mean r, that r, and whether it is as in the paper."""
-    top, state, phase = max(
-        (cell[0], row["state"], name)
+    """Layer and phase of the highest mean r, that r, and whether it is as in the paper."""
+    top, layer, phase = max(
+        (cell[0], row["layer"], name)
         for row in layer_table(run, encoding)
         for name, cell in zip(PHASES, row["cells"], strict=True)
     )
-    return state, phase, top, phase == "mid" and state > max(run.about["states"]) / 2
+    return layer, phase, top, phase == "mid" and layer > max(run.about["layers"]) / 2
 
 
-def layers_by_stream(layers: list[dict]) -> tuple[str, int, int]:
-    """Mean best layer of each stream as a text, and how many voxels have one, of how many."""
-    means = {roi: _mean([x for x in layers if x["roi"] == roi], "mean_layer") for roi in STREAMS}
-    known = [f"{roi} {value:.1f}" for roi, value in means.items() if np.isfinite(value)]
-    total = [x for x in layers if x["roi"] == "all"]
-    some = sum(int(x["n_significant"]) for x in total), sum(int(x["n_voxels"]) for x in total)
-    return ", ".join(known) or "no such voxel", *some
+def layers_by_stream(layers: list[dict], by: str) -> tuple[str, int, int]:
+    """Mean best layer of each stream as a text, and how many voxels have one, of how many.
+
+    ``by``: "r" or "gain". Means are over the significant voxels of all subjects together; a stream that
+    has fewer than ``FEW`` of them is left out.
+    """
+    own = [row for row in layers if row["by"] == by]
+    known = []
+    for roi in STREAMS:
+        some = [row for row in own if row["roi"] == roi and row["mean_layer"]]
+        counts = [int(row["n_significant"]) for row in some]
+        if sum(counts) >= FEW:
+            mean = np.average([float(row["mean_layer"]) for row in some], weights=counts)
+            known.append(f"{roi} {mean:.1f}")
+    total = [row for row in own if row["roi"] == "all"]
+    found = sum(int(row["n_significant"]) for row in total)
+    text = ", ".join(known) or f"no stream with {FEW} such voxels"
+    return text, found, sum(int(row["n_voxels"]) for row in total)
 
 
 def _row(

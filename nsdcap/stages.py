@@ -1,4 +1,4 @@
-"""The stages: what each reads, what it computes, over which subjects and BERT states.
+"""The stages: what each reads, what it computes, over which subjects and BERT layers.
 
 prepare   betas -> trials x voxels, split          one cell a subject
 features  pictures -> z_v, z_B, z, c               one for the shared pictures, one a subject
@@ -7,7 +7,7 @@ caption   decoded z_v -> captions                  one a subject
 reconstruct  captions, c, z -> pictures            one a subject
 compare   pictures -> how near to those shown      one a subject
 kernel    z_v -> its kernel's eigenbases           one a subject
-encode    z_v, z_B -> voxels, r and p              z_v and each BERT state, for each subject
+encode    z_v, z_B -> voxels, r and p              z_v and each BERT layer, for each subject
 aggregate everything -> tables, figures, report    one
 """
 
@@ -58,7 +58,7 @@ def _encode_cells(config: Config) -> list[Cell]:
     return [
         Cell("encode", subject, layer)
         for subject in config.data.subjects
-        for layer in (None, *encode_states(config))
+        for layer in (None, *encode_layers(config))
     ]
 
 
@@ -152,29 +152,29 @@ STAGES: dict[str, Stage] = {
         "nsdcap.aggregate:run",
         lambda config: [Cell("aggregate")],
         _aggregate_inputs,
-        settings=("preset", "no_stimuli", "data.subjects", "encode.states"),
+        settings=("preset", "no_stimuli", "data.subjects", "encode.layers"),
         nsd=("surfaces",),
     ),
 }  # fmt: skip
 
 
-def encode_states(config: Config) -> tuple[int, ...]:
-    """BERT states to encode from: those asked for, or all that the captioner has.
+def encode_layers(config: Config) -> tuple[int, ...]:
+    """BERT layers to encode from: those asked for, or all that the captioner has.
 
     Raises
     ------
     DataError
-        A state that the captioner does not have.
+        A layer that the captioner does not have.
     """
     text = blip_config(config.models.blip).get("text_config", {})
     count = 1 + int(text.get("num_hidden_layers", 12))
-    wrong = [state for state in config.encode.states if not 0 <= state < count]
+    wrong = [layer for layer in config.encode.layers if not 0 <= layer < count]
     if wrong:
         raise DataError(
-            f"encode.states: found {wrong}, expected numbers from 0 (embeddings) to {count - 1}, "
+            f"encode.layers: found {wrong}, expected numbers from 0 (embeddings) to {count - 1}, "
             f"the layers of {config.models.blip!r}"
         )
-    return config.encode.states or tuple(range(count))
+    return config.encode.layers or tuple(range(count))
 
 
 @lru_cache

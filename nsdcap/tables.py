@@ -34,6 +34,28 @@ def write_table(path: Path, columns: Sequence[str], rows: list[dict]) -> None:
             writer.writerow({key: _cell(row.get(key)) for key in columns})
 
 
+def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV as texts.
+
+    Raises DataError when it cannot be read or lacks one of ``columns``.
+    """
+    again = "run the aggregate stage again, python -m nsdcap.launch --stage aggregate --force"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows, found = list(reader), reader.fieldnames or ()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); {again}") from error
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path}: broken ({error}); {again}") from error
+    lacking = [column for column in columns if column not in found]
+    if lacking:
+        raise DataError(f"{path}: lacks {', '.join(lacking)}; {again}")
+    if any(None in row or None in row.values() for row in rows):
+        raise DataError(f"{path}: broken, rows differ in length; {again}")
+    return rows
+
+
 def decoding_rows(out: Path, subject: int) -> list[dict]:
     """What ridge chose for each latent; alphas where the file has its grid, else their indices."""
     rows = []

@@ -20,7 +20,7 @@ GROUP_COLUMNS = (
     "ci_high", "mean_r_over_ceiling", "over_ceiling_ci_low", "over_ceiling_ci_high",
     "n_gain_significant", "mean_gain", "gain_ci_low", "gain_ci_high",
 )  # fmt: skip
-LAYER_COLUMNS = ("subject", "roi", "n_voxels", "n_significant", "mean_layer", "ci_low", "ci_high")
+LAYER_COLUMNS = ("subject", "by", "roi", "n_voxels", "n_significant", "mean_layer", "sd_layer")
 
 
 def encoding_rows(subject: int, model: Model, voxels: Voxels) -> list[dict]:
@@ -87,21 +87,30 @@ def group_rows(rows: list[dict]) -> list[dict]:
     return found
 
 
-def layer_rows(subject: int, best: np.ndarray, q: np.ndarray, voxels: Voxels) -> list[dict]:
-    """Mean best layer of each stream over voxels whose gain is significant.
+def layer_rows(
+    subject: int, by: str, best: np.ndarray, q: np.ndarray, voxels: Voxels
+) -> list[dict]:
+    """Mean best layer of each stream over its significant voxels, and their sd (n - 1).
 
-    Intervals of these means are over voxels as if they were independent, which they are not.
+    ``by``, ``best`` and ``q``: see ``encoded.best_layer``. No interval: voxels are not independent, and
+    how far a stream's mean would move had other pictures been shown is not known.
     """
     rows = []
     for roi in ROIS:
         here = inside(voxels.stream, roi)
         with np.errstate(invalid="ignore"):
             use = here & (q < ALPHA)
-        row: dict[str, Any] = {"subject": subject, "roi": roi, "n_voxels": int(here.sum())}
+        row: dict[str, Any] = {
+            "subject": subject,
+            "by": by,
+            "roi": roi,
+            "n_voxels": int(here.sum()),
+        }
         row["n_significant"] = int(use.sum())
         if use.any():
-            mean, low, high = _mean_interval(best[use])
-            row |= {"mean_layer": mean, "ci_low": low, "ci_high": high}
+            row["mean_layer"] = float(best[use].mean())
+        if use.sum() > 1:
+            row["sd_layer"] = float(best[use].std(ddof=1))
         rows.append(row)
     return rows
 
@@ -120,9 +129,3 @@ def _mean(values: np.ndarray) -> float:
 def _interval(mean: float, error: float) -> tuple[float, float]:
     """95 % by the normal, of a mean and its standard error."""
     return mean - 1.96 * float(error), mean + 1.96 * float(error)
-
-
-def _mean_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and normal 95 % interval of values (n,) over voxels."""
-    mean = float(values.mean())
-    return mean, *_interval(mean, values.std() / len(values) ** 0.5)

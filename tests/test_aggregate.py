@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("no_java")
 SUBJECTS, STATES, N_TEST, SIDE, SAMPLES, D = [1, 2], [0, 1, 2], 12, 16, 2, 8
 SHAPE = (10, 8, 6)
 PHASES = ("early", "mid", "late")
-# planted: the BERT state that adds to z_v in each stream, none in the early ones
+# planted: the BERT layer that adds to z_v in each stream, none in the early ones
 ADDS = {5: 0, 6: 1, 7: 2}
 
 
@@ -316,10 +316,17 @@ def test_best_layer_is_the_planted_one_where_it_adds(done):
     rows = read_csv(target / "tables/layers.csv")
     for label, state in ADDS.items():
         assert (best[stream == label] == state).all()
-        row = pick(rows, subject=1, roi=["ventral", "lateral", "parietal"][label - 5])
+        row = pick(rows, subject=1, by="gain", roi=["ventral", "lateral", "parietal"][label - 5])
         assert float(row["mean_layer"]) == state
         assert row["n_significant"] == row["n_voxels"]
-    assert pick(rows, subject=1, roi="early")["mean_layer"] == ""
+        assert float(row["sd_layer"]) == 0
+    assert pick(rows, subject=1, by="gain", roi="early")["mean_layer"] == ""
+    by_r = nib.load(target / "maps/subj01/best_layer_r.nii.gz").get_fdata()[tuple(xyz.T)]
+    own = by_r[(stream == 1) & np.isfinite(by_r)]
+    row = pick(rows, subject=1, by="r", roi="early")
+    assert int(row["n_significant"]) == len(own) > 1
+    assert float(row["mean_layer"]) == pytest.approx(np.mean(own), rel=1e-5)
+    assert float(row["sd_layer"]) == pytest.approx(np.std(own, ddof=1), rel=1e-5)
 
 
 def test_surfaces_only_where_there_are_transforms(done):

@@ -19,6 +19,7 @@ from PIL import Image
 from nsdcap.metrics.__main__ import main
 from nsdcap.metrics.clip import METRICS, clip_pairs
 from nsdcap.miniature import MODELS
+from nsdcap.tables import SCORE_COLUMNS
 
 HYPOTHESES = {
     "7": "a red ball on the beach", "12": "a green kite in the snow", "x-1": "two cats", "3": "a boat",
@@ -103,6 +104,7 @@ def test_scores_of_files_and_pictures(files, images, capsys):
         assert (found[metric]["value"] is not None) == computed
         assert bool(found[metric]["note"]) != computed
     assert all(score["n"] == 4 for score in found.values())
+    assert all(set(score) == {*SCORE_COLUMNS} - {"subject", "arm"} for score in found.values())
 
 
 def test_pairs_are_the_loop_where_cosines_are_negative():

@@ -15,6 +15,7 @@ from nsdcap import miniature
 from nsdcap.metrics.__main__ import main
 from nsdcap.metrics.pictures import two_way_identification
 from nsdcap.metrics.similarity import clip_similarity
+from nsdcap.tables import SCORE_COLUMNS
 
 
 @pytest.fixture
@@ -41,8 +42,12 @@ def test_scores_as_json_and_as_a_table(folders, capsys):
     for name in ("CLIP similarity", "two-way among shown", "PixCorr", "SSIM"):
         row = rows[name]
         assert row["ci_low"] <= row["value"] <= row["ci_high"]
-        assert row["value"] > row["chance"]
+        assert row["value"] > row["chance_mean"]
         assert (row["n"], row["note"]) == (4, "")
+    # as a run's tables and the command captions name them
+    assert set(row) == {*SCORE_COLUMNS} - {"subject", "arm"}
+    assert (rows["CLIP similarity"]["chance_sd"] > 0, rows["PixCorr"]["chance_sd"]) == (True, None)
+    assert rows["CLIP similarity"]["n_shuffles"] == 1000
     assert "CLIP ViT-3x128/8" in rows["CLIP similarity"]["definition"]
     missing = [row for row in rows.values() if row["value"] is None]
     assert len(missing) == 8

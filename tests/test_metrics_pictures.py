@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.metrics import structural_similarity
 
-from nsdcap.errors import UsageError
-from nsdcap.metrics.pictures import pixcorr, squared, ssim, two_way, two_way_identification
+from nsdcap.errors import DataError, UsageError
+from nsdcap.metrics.pictures import opened, pixcorr, squared, ssim, two_way, two_way_identification
 from nsdcap.metrics.similarity import clip_similarity, wins
 
 
@@ -110,3 +111,15 @@ def test_squared_is_what_torch_calls_antialiased_bilinear():
     found = squared(picture, 25).astype(float)
     assert np.abs(found - expected[0].permute(1, 2, 0).numpy()).max() < 1
     np.testing.assert_array_equal(squared(picture[:, :60], 60), picture[:, :60])
+
+
+def test_a_file_that_is_no_picture_or_far_too_large_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(path)
+    assert opened(path).shape == (20, 20, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"a\.png: cannot be read as a picture \(Image size"):
+        opened(path)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"a\.png: cannot be read as a picture"):
+        opened(path)

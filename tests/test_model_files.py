@@ -25,7 +25,7 @@ from nsdcap.paths import Cell, parts_folder, sidecar
 from nsdcap.preflight import preflight
 from nsdcap.score import Clip
 from nsdcap.site import Site
-from nsdcap.stages import encode_states
+from nsdcap.stages import encode_layers
 
 LOADING = (Cell("features"), Cell("caption", 1), Cell("reconstruct", 1))  # every model
 
@@ -94,12 +94,12 @@ def test_a_run_with_a_checkpoint_file_carries_its_sha256(
 
 
 def test_sizes_and_costs_are_those_of_the_checkpoint(settings, tmp_path):
-    assert encode_states(settings()) == (0, 1, 2)
+    assert encode_layers(settings()) == (0, 1, 2)
     costs = Costs(Ledger(settings(), tmp_path / "out"))
     assert costs.models.z_v == 17 * 128
     assert costs.of(Cell("features", 1)).memory_bytes > 0
     with pytest.raises(DataError, match=r"from 0 .embeddings. to 2"):
-        encode_states(settings("encode.states=[3]"))
+        encode_layers(settings("encode.layers=[3]"))
 
 
 def test_an_image_is_given_the_file_and_the_tokenizer(settings, checkpoint, tmp_path, monkeypatch):

@@ -121,7 +121,10 @@ def test_a_stale_figure_goes_and_one_that_fails_stays(out, tmp_path, capsys):
     assert plots.main([str(tmp_path), "--figure", "9"]) == 65
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "tables/alphas.csv: missing; run the aggregate stage again" in said
+    assert (
+        "tables/alphas.csv: cannot be read (No such file or directory); run the aggregate stage"
+        in said
+    )
     assert (folder / "fig9_alpha.png").exists()
     assert "fig9_alpha" in (folder / "figures.json").read_text()
 
@@ -149,7 +152,7 @@ def gone_captions(out: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "figure", "words"),
     [
-        (gone_table, 6, "encoding.csv: missing; run the aggregate stage"),
+        (gone_table, 6, r"encoding\.csv: cannot be read .*run the aggregate stage"),
         (gone_map, 10, "z_v_r.nii.gz: missing; run the aggregate stage"),
         (gone_surface, "cortex", "rh.gain.func.gii: missing; run the aggregate stage"),
         (gone_pictures, 4, "reconstruct/subj01.h5: cannot be read.*run the reconstruct stage"),
@@ -161,6 +164,39 @@ def test_what_is_missing_is_named(out, tmp_path, harm, figure, words):
     harm(tmp_path)
     with pytest.raises(DataError, match=words):
         plots.draw(tmp_path, tmp_path / "aggregate", (figure,), quiet)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "figure", "words"),
+    [
+        ("run.json", b'{"subj', 6, "run.json: broken"),
+        ("run.json", b"[]", 6, "run.json: lacks subjects, layers"),
+        ("tables/encoding.csv", b"a,b\n1,2\n", 6, "encoding.csv: lacks subject, roi"),
+        ("tables/encoding.csv", b"\xff\xfe", 6, "encoding.csv: broken"),
+        ("maps/subj01/ceiling.nii.gz", b"no gzip", 10, "ceiling.nii.gz: broken"),
+        ("maps/subj01/ceiling.nii.gz", 300, 10, "ceiling.nii.gz: broken"),
+        ("maps/subj01/fsaverage5/lh.gain.func.gii", 300, 8, "lh.gain.func.gii: broken"),
+        ("figures/figures.json", b"[{", 6, "figures.json: broken"),
+    ],
+)
+def test_what_is_broken_is_one_line(out, tmp_path, capsys, name, content, figure, words):
+    """``content``: bytes that stand there, or how many of it are left."""
+    path = copied(out, tmp_path) / name
+    path.parent.mkdir(exist_ok=True)
+    left = path.read_bytes()[:content] if isinstance(content, int) else content
+    path.unlink(missing_ok=True)  # it may be a link to what all tests read
+    path.write_bytes(left)
+    assert plots.main([str(tmp_path), "--figure", str(figure)]) == 65
+    said = capsys.readouterr().err
+    assert said.startswith("nsdcap.plots: ")
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_a_file_in_the_place_of_the_figures_is_one_line(out, tmp_path, capsys):
+    (copied(out, tmp_path) / "figures").write_text("")
+    assert plots.main([str(tmp_path), "--figure", "6"]) == 2
+    assert "aggregate/figures: cannot be written (File exists)" in capsys.readouterr().err
 
 
 def test_unknown_figures_and_runs_are_refused(tmp_path, capsys):

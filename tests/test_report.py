@@ -20,7 +20,7 @@ from PIL import Image
 from test_aggregate import STATES, SUBJECTS, FakeSurfaces, write_run
 
 from nsdcap import config, plots, report
-from nsdcap.aggregate import aggregate, run
+from nsdcap.aggregate import COLUMNS, aggregate, run
 from nsdcap.errors import DataError
 from nsdcap.paths import Cell, sidecar
 from nsdcap.report_readings import readings
@@ -28,6 +28,7 @@ from nsdcap.report_readings import readings
 # Java's scores have tests of their own, and take longer than all pages here
 pytestmark = pytest.mark.usefixtures("no_java")
 
+HEADER = ",".join(COLUMNS["layers"])
 VOID = {"meta", "img", "br", "link", "input"}
 FIGURES = ["fig3_captions", "fig4_reconstructions", "figB1_subj01", "figB1_subj02", "fig5_volume",
            "fig5_streams", "fig6_layers", "fig7_volume", "fig7_streams", "fig8_volume", "fig9_alpha",
@@ -218,7 +219,7 @@ def test_the_stage_makes_all_of_it(tmp_path):
     assert {path.name for path in target.iterdir()} == {
         "figures", "maps", "report.html", "run.json", "tables",
     }  # fmt: skip
-    assert json.loads((target / "run.json").read_text())["states"] == STATES
+    assert json.loads((target / "run.json").read_text())["layers"] == STATES
     assert "Pictures are left out" in page_of(target)[1].text
 
 
@@ -373,7 +374,8 @@ def test_headings_go_down_by_one_and_ids_are_unique(out):
         (lambda own: (own / "config.toml").unlink(), 2, "found no config.toml there; give the folder"),
         (lambda own: shutil.rmtree(own / "aggregate"), 65, "no run.json; run the aggregate stage"),
         (lambda own: (own / "aggregate/tables/captions.csv").unlink(), 65, "captions.csv: cannot be read"),
-        (lambda own: (own / "aggregate/tables/layers.csv").write_text("a,b\n"), 65, "holds no rows"),
+        (lambda own: (own / "aggregate/tables/layers.csv").write_text(HEADER), 65, "layers.csv: holds no rows"),
+        (lambda own: (own / "aggregate/run.json").write_text("{"), 65, "run.json: broken"),
         (lambda own: shutil.rmtree(own / "aggregate/figures"), 65, "draw the figures first"),
         (lambda own: (own / "aggregate/figures/fig6_layers.png").unlink(), 65, "fig6_layers.png: missing"),
         (lambda own: (own / "aggregate/figures/figures.json").write_text("["), 65, "figures.json: broken"),

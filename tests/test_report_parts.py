@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import shutil
-import subprocess
 from dataclasses import replace
 
 import h5py
@@ -15,17 +14,17 @@ import pytest
 from PIL import Image
 from test_aggregate import N_TEST, STATES, SUBJECTS, write_run
 
-from nsdcap import config, plots
+from nsdcap import plots
 from nsdcap.aggregate import aggregate
 from nsdcap.config import Config, Data, Decode, Encode, Models, Reconstruct, Ridge
 from nsdcap.errors import DataError
 from nsdcap.paths import Cell, sidecar
 from nsdcap.plots_cortex import Run
 from nsdcap.report import read_tables
-from nsdcap.report_costs import bytes_text, cells_of, costs, duration
+from nsdcap.report_costs import cells_of, costs
 from nsdcap.report_gallery import PICTURES, gallery, picture_uri
 from nsdcap.report_methods import Facts, methods, read_facts
-from nsdcap.report_provenance import commit, settings_text, weights
+from nsdcap.report_provenance import weights
 from nsdcap.report_references import REFERENCES
 from nsdcap.report_results import (
     MINIATURE,
@@ -35,7 +34,7 @@ from nsdcap.report_results import (
     read_ratings,
     results,
 )
-from nsdcap.report_scores import Scores, by_metric, columns, overview, without_folders
+from nsdcap.report_scores import by_metric, overview
 
 PAPERS = Facts(
     37, 24980, 8859, 982, 2.82, 12000, {"z_v": 151296, "c": 59136, "z": 6400},
@@ -92,55 +91,10 @@ def test_an_overview_has_a_row_a_metric_and_a_column_an_arm(run):
     assert [metric.computed for metric, _ in view.rows] == [True, False, True]
 
 
-def test_a_row_without_a_value_says_why():
-    score = Scores([row("SPICE", "", note="needs Java in /opt/x/bin/java")], [1], "brain", "SPICE")
-    assert (score.mean, score.why) == ("none", "needs Java in .../java")
-    assert Scores([row("SPICE", "", note="a")], [1], "brain", "SPICE").interval == ""
-    notes = ["not computed: no weights", "2 pictures left out"]
-    table = [row("SSIM", value, k, note=notes[k - 1]) for k, value in ((1, ""), (2, "0.5"))]
-    score = Scores(table, [1, 2], "brain", "SSIM")
-    assert (score.mean, score.why, score.remarks) == ("0.500", "no weights", notes[1])
-
-
-def test_interval_is_students_t_over_subjects():
-    values = [0.2, 0.35, 0.4]
-    table = [row("CLIP cosine", str(v), k + 1) for k, v in enumerate(values)]
-    score = Scores(table, [1, 2, 3], "brain", "CLIP cosine")
-    half = 4.302653 * np.std(values, ddof=1) / np.sqrt(3)  # t of 2 degrees at 97.5 %
-    mean = np.mean(values)
-    assert score.interval == f"{mean - half:.3f} to {mean + half:.3f}"
-    table = [row("CLIP wins", str(v), k + 1) for k, v in enumerate([0.99, 0.6])]
-    assert Scores(table, [1, 2], "brain", "CLIP wins").interval == "0.0 % to 100.0 %"
-
-
 def test_shuffles_are_named_where_the_table_counts_them(run):
     (metric,) = by_metric(run, [row("CIDEr", "1.5", n_shuffles="1000", chance_mean="0.2")])
     assert metric.shuffles == "1000"
     assert (metric.arms[0].mean, metric.arms[0].chance) == ("1.50", "0.20")
-
-
-def test_numbers_of_a_column_have_the_same_digits():
-    rows = [
-        {"a": "1", "b": "0.5", "c": "x", "d": "1e-05"},
-        {"a": "20", "b": "2", "c": "y", "d": "46.42"},
-    ]
-    found = {column.name: (column.numeric, column.cells) for column in columns(rows)}
-    assert found == {
-        "a": (True, ["1", "20"]), "b": (True, ["0.500", "2.000"]), "c": (False, ["x", "y"]),
-        "d": (True, ["1.0e−05", "4.6e+01"]),
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("no file /home/anna/cache/w.pth", "no file .../w.pth"),
-        ("~/x/y.bin; 1/2 and/or b", ".../y.bin; 1/2 and/or b"),
-        ("betas / 300", "betas / 300"),
-    ],
-)
-def test_folders_are_cut(text, expected):
-    assert without_folders(text) == expected
 
 
 # --- beside the paper --------------------------------------------------------------------------------
@@ -344,18 +298,6 @@ def test_a_broken_note_is_named(own):
         cells_of(own)
 
 
-def test_durations_and_sizes():
-    assert [duration(s) for s in (0.24, 59.94, 60, 3599.9, 3600, 90061)] == [
-        "0.2 s", "59.9 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "25 h 01 min",
-    ]  # fmt: skip
-    assert [bytes_text(b) for b in (12, 1500, 2.5e6, 3e12)] == [
-        "12 B",
-        "1.5 kB",
-        "2.5 MB",
-        "3.0 TB",
-    ]
-
-
 # --- provenance --------------------------------------------------------------------------------------
 
 
@@ -367,42 +309,6 @@ def test_weights_are_those_that_cells_noted(own):
         own, Cell("caption", 2), 1, "2026-01-02T10:00:00+00:00", weights_sha256={"blip/a.pth": "bb"}
     )
     assert weights(cells_of(own)) == [("blip", "a.pth", "aa"), ("blip", "a.pth", "bb")]
-
-
-def test_commit_and_changes_are_those_of_the_checkout(tmp_path):
-    def git(*arguments: str) -> str:
-        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        done = subprocess.run(
-            ["git", *who, *arguments], cwd=tmp_path, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    package = tmp_path / "nsdcap"
-    package.mkdir()
-    (package / "a.py").write_text("1\n")
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-qm", "one")
-    head = git("rev-parse", "HEAD")
-    assert commit(package) == head
-    (tmp_path / "results").write_text("beside the code")
-    assert commit(package) == head
-    (package / "a.py").write_text("2\n")
-    assert commit(package) == f"{head}, with changes that are not committed"
-    inside = tmp_path / "venv/nsdcap"  # an installed copy within someone's checkout is not of it
-    inside.mkdir(parents=True)
-    assert not commit(inside).startswith(head)
-
-
-def test_settings_tell_nobodys_folders():
-    text = config.dump(
-        Config(data=Data(nsd_root="/home/anna/nsd"), models=Models(blip="~/anna/b.pth"))
-    )
-    shown = settings_text(text)
-    assert "anna" not in shown
-    assert 'nsd_root = ".../nsd"' in shown
-    assert 'diffusion = "CompVis/stable-diffusion-v1-4"' in shown
 
 
 # --- gallery -----------------------------------------------------------------------------------------

@@ -332,15 +332,18 @@ def test_less_noise_scores_higher_on_every_metric(folder, pictures, small, tmp_p
         assert near["ci_low"] <= near["value"] <= near["ci_high"]
         if metric.name.startswith("two-way"):
             assert near["value"] >= far["value"]
-            assert near["chance"] == 0.5 < near["value"]
+            assert near["chance_mean"] == 0.5 < near["value"]
         elif metric.name.endswith("distance"):
             assert near["value"] < far["value"] < 2
-            assert near["value"] < near["chance"]
+            assert near["value"] < near["chance_mean"]
         else:
             assert near["value"] > far["value"]
-            assert near["value"] > near["chance"]
+            assert near["value"] > near["chance_mean"]
     print(
-        {k: (found[4][k]["value"], found[160][k]["value"], found[4][k]["chance"]) for k in found[4]}
+        {
+            k: (found[4][k]["value"], found[160][k]["value"], found[4][k]["chance_mean"])
+            for k in found[4]
+        }
     )
 
 

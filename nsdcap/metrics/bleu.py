@@ -133,18 +133,8 @@ def sentence_bleus(counts: BleuCounts, order: int = 4) -> np.ndarray:
     return np.where(any_match, 100 * np.exp(logs / used + brevity), 0.0)
 
 
-def sentence_bleu_mean(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]], order: int = 4
-) -> tuple[float, str]:
-    """Mean over hypotheses of sacrebleu's sentence BLEU, and its definition. Not comparable with
-    corpus BLEU."""
-    counts = bleu_counts(hypotheses, references, order)
-    score = np.diagonal(sentence_bleus(counts, order)).mean()
-    return float(score), sentence_definition(counts, order)
-
-
 def sentence_definition(counts: BleuCounts, order: int) -> str:
-    """What the mean of ``sentence_bleus`` is, in words."""
+    """What the mean of ``sentence_bleus`` is, in words; it does not compare with corpus BLEU."""
     signature = counts.definition.split(": ", 1)[1].replace("eff:no", "eff:yes")
     return f"sentence BLEU-{order}, mean over captions: {signature}"
 

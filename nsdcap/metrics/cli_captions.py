@@ -12,6 +12,7 @@ import numpy as np
 from nsdcap.errors import DataError, UsageError, bound
 from nsdcap.metrics import clip
 from nsdcap.metrics.captions import Score, pair_score, score_captions
+from nsdcap.metrics.pictures import opened
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 BLOCK = 64  # pictures in memory at a time
@@ -135,22 +136,12 @@ def _clip_scores(
 
     judge = Clip(Models(clip=model))
     blocks = [files[start : start + BLOCK] for start in range(0, len(files), BLOCK)]
-    shown = np.concatenate([judge.pictures([_picture(path) for path in some]) for some in blocks])
+    shown = np.concatenate([judge.pictures([opened(path) for path in some]) for some in blocks])
     pairs = clip.clip_pairs(judge.texts, {"": captions}, shown, references)[""]
     return [
         pair_score(metric, definition, pairs[metric])
         for metric, definition in clip.definitions(judge.name).items()
     ]
-
-
-def _picture(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read as a picture ({error})") from error
 
 
 def _plain(score: Score) -> dict[str, Any]:

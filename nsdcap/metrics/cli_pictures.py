@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from nsdcap.errors import DataError, UsageError, bound, first_line
+from nsdcap.errors import DataError, UsageError, bound
+from nsdcap.metrics.cli_captions import NUMBERS
+from nsdcap.metrics.pictures import opened
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 BLOCK, BATCH = 64, 32  # pictures whose pixels are scored, and that go through a network, at a time
@@ -84,8 +85,9 @@ def scores(
     made: Sequence[Path], shown: Sequence[Path], clip: str = "", backbones: str = "",
     device: str = "auto",
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A row for each metric: metric, definition, value, ci_low, ci_high, chance, n, and ``note``, why it
-    was not computed. Pictures are read as they are needed."""
+    """A row for each metric: metric, definition, value, ci_low, ci_high, chance_mean, chance_sd (of
+    shuffled pictures), n, n_shuffles, and ``note``, why it was not computed: the keys of the command
+    ``captions`` and the columns of a run's tables. Pictures are read as they are needed."""
     # first: a torchvision that does not fit this torch must not be on its way when transformers looks for one
     rows = _clip_rows(made, shown, clip, device)
     return [*rows, *_pixel_rows(made, shown), *_network_rows(made, shown, backbones, device)]
@@ -93,7 +95,7 @@ def scores(
 
 def read(paths: Sequence[Path], rows: slice) -> list[np.ndarray]:
     """Pictures (h, w, 3) uint8 of some rows."""
-    return [_opened(path) for path in paths[rows]]
+    return [opened(path) for path in paths[rows]]
 
 
 def _clip_rows(
@@ -187,21 +189,23 @@ def _scored(metric: Any, values: np.ndarray, chance: float) -> dict[str, Any]:
 
 def _told(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the run's table as one of ours."""
-    numbers = [row.get(key) for key in ("value", "ci_low", "ci_high", "chance_mean")]
-    return _row(row["metric"], row["definition"], row["n"], numbers)
+    numbers = [row.get(key) for key in NUMBERS]
+    return _row(row["metric"], row["definition"], row["n"], numbers, row["n_shuffles"])
 
 
 def _row(
     metric: str,
     definition: str,
     n: int,
-    numbers: Sequence[float | None] = (None,) * 4,
+    numbers: Sequence[float | None] = (),
+    n_shuffles: int | None = None,
     note: str = "",
 ) -> dict[str, Any]:
-    named = zip(("value", "ci_low", "ci_high", "chance"), numbers, strict=True)
-    row: dict[str, Any] = {"metric": metric, "definition": definition}
-    row |= {key: None if x is None or not np.isfinite(x) else float(x) for key, x in named}
-    return row | {"n": n, "note": note}
+    """One of ``scores``; ``numbers`` from value to chance_sd, some or none."""
+    row: dict[str, Any] = {"metric": metric, "definition": definition, **dict.fromkeys(NUMBERS)}
+    known = zip(NUMBERS, numbers, strict=False)
+    row |= {key: float(x) for key, x in known if x is not None and np.isfinite(x)}
+    return row | {"n": n, "n_shuffles": n_shuffles, "note": note}
 
 
 def _print_table(rows: list[dict[str, Any]], n: int) -> None:
@@ -211,7 +215,7 @@ def _print_table(rows: list[dict[str, Any]], n: int) -> None:
 
     table = Table(caption=f"{n} pictures; intervals by bootstrap over them")
     table.add_column("metric")
-    for name in ("value", "95 % interval", "chance", "n"):
+    for name in ("value", "95 % interval", "chance ± sd", "n"):
         table.add_column(name, no_wrap=True, justify="right")
     console = Console()
     notes: dict[str, list[str]] = {}
@@ -220,10 +224,10 @@ def _print_table(rows: list[dict[str, Any]], n: int) -> None:
             notes.setdefault(row["note"], []).append(row["metric"])
         if row["value"] is None:
             continue
-        value, low, high, chance = (
-            "" if row[key] is None else f"{row[key]:.4f}"
-            for key in ("value", "ci_low", "ci_high", "chance")
+        value, low, high, chance, sd = (
+            "" if row[key] is None else f"{row[key]:.4f}" for key in NUMBERS
         )
+        chance += f" ± {sd}" if sd else ""
         table.add_row(row["metric"], value, f"{low} to {high}", chance, str(row["n"]))
     console.print(table)
     told = [f"{row['metric']}: {row['definition']}." for row in rows if row["value"] is not None]
@@ -250,13 +254,3 @@ def _pictures(folder: Path) -> dict[str, Path]:
             f"{folder}: found no pictures, expected files ending in {', '.join(ENDINGS)}"
         )
     return found
-
-
-def _opened(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: cannot be read as a picture ({first_line(error)}); write it again as PNG or JPEG"
-        ) from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from nsdcap.errors import UsageError, first_line
+from nsdcap.errors import DataError, UsageError, first_line
 from nsdcap.metrics.similarity import unit
 
 
@@ -104,6 +105,17 @@ def squared(picture: np.ndarray, size: int) -> np.ndarray:
     if picture.shape[:2] == (size, size):
         return picture
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def opened(path: Path) -> np.ndarray:
+    """A picture file's pixels (h, w, 3) uint8. DataError where it cannot be read as one."""
+    try:
+        with Image.open(path) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{path}: cannot be read as a picture ({first_line(error)}); write it again as PNG or JPEG"
+        ) from error
 
 
 def _agree(name: str, a: np.ndarray, b: np.ndarray) -> None:
