@@ -122,10 +122,7 @@ class Ledger:
             path = f"{self.out}/{place(cell)}"
             folder, _, name = path.rpartition("/")
             if folder not in listed:
-                try:
-                    listed[folder] = set(os.listdir(folder))
-                except (FileNotFoundError, NotADirectoryError):
-                    listed[folder] = set()
+                listed[folder] = _names(folder)
             names = listed[folder]
             found.append(self._state(cell, path, {end for end in ENDS if name + end in names}))
         return found
@@ -138,13 +135,26 @@ class Ledger:
                 kept = file.read()
             # so nothing is parsed where all is well; other signatures stand under other names
             if b'"signature": "%s"' % wanted["signature"].encode() in kept:
-                return State(cell, "done")
+                lost = self._lost(cell) if cell.stage == "aggregate" else None
+                return State(cell, "stale", f"{lost} is missing") if lost else State(cell, "done")
             return State(cell, "stale", _difference(json.loads(kept)["depends"], wanted))
         if FAILED in there:
             signature, *lines = Path(path + FAILED).read_text().strip().splitlines() or [""]
             if signature == wanted["signature"]:
                 return State(cell, "failed", lines[-1] if lines else "no message")
         return State(cell, "missing", "not computed yet")
+
+    def _lost(self, cell: Cell) -> Cell | None:
+        """An input of which nothing is there any more. Of aggregate alone it matters: a report without one
+        of its cells is none; what stands between may be thrown away once it was used."""
+        listed: dict[str, set[str]] = {}
+        for other in self.inputs(cell):
+            folder, _, name = place(other).rpartition("/")
+            if folder not in listed:
+                listed[folder] = _names(f"{self.out}/{folder}")
+            if not {name, name + DONE} <= listed[folder]:
+                return other
+        return None
 
     def forget(self, cell: Cell) -> None:
         """Let a cell count as not done; its result stays until there is a new one."""
@@ -290,6 +300,14 @@ def run_cell(
     """
     settings = config.load(Path(file) if file else config_file(Path(out)))
     return Ledger(settings, Path(out)).run(Cell(stage, subject, layer), force, processes)
+
+
+def _names(folder: str) -> set[str]:
+    """What lies in a folder, which need not be there."""
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
 
 
 def _stamp(path: Path) -> str:

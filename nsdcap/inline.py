@@ -59,7 +59,7 @@ class Tally:
             f"{self.done} of {self.total} cells done, {self.skipped} of them before, {took:.0f} s"
         )
         page = artefact(ledger.out, Cell("aggregate")) / "report.html"
-        if page.exists():
+        if page.exists() and not self.codes:
             print(f"report: {page}")
         return next((code for code in (65, 1, 2, 75) if code in self.codes), 0)
 

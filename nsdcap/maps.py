@@ -339,7 +339,7 @@ that never varied.
   dimensions, a volume for each BERT layer: a time course in a viewer is r by layer.
 - `subj01/fsaverage/lh.z_v_r.mgz`: the same on fsaverage, a frame a layer, by NSD's transforms (nearest voxel at
   three depths). r, gain and ceiling: mean over depths; q: the largest, so that below {ALPHA} every depth is
-  significant; best layer: the median.
+  significant; best layer: the median. (The miniature's fsaverage is fsaverage5: 10,242 vertices.)
 - `subj01/fsaverage5/`: what the figures draw, significant vertices only.
 
 | statistic | is |

@@ -95,7 +95,8 @@ def results(
     rows.append(Result(
         "encoding", "z_v explains early visual cortex, z_B higher visual cortex",
         "early: z_v; higher: z_B (fig. 5, no number)", gradient(r)[0],
-        f"Mean r over voxels and subjects; higher: ventral, lateral and parietal. z_B: layer "
+        f"Mean r over a stream's voxels, then over subjects; higher: mean of ventral, lateral and "
+        f"parietal. z_B: layer "
         f"{where['layer']}, {where['phase']}.", n=_subjects(run),
         beside=(("z_v’s CLS token, early", f"{r['z_v_cls'][0]:.3f}"),
                 ("z_v’s CLS token, higher", f"{r['z_v_cls'][1]:.3f}")),
@@ -163,9 +164,7 @@ def differences(
         tuned = "captioning" in blip  # those of the hub by that name are tuned for COCO's captions
         why = "tuned for COCO captions" if tuned else "not known to be"
         text = f"captioner {blip!r}: {why}, the paper’s is BLIP base, pre-trained"
-        found.append(("captions", text))
-        found.append(("encoding", text))
-        found.append(("pictures", text))
+        found.append(("all", text))
     if painter != PAPER_DIFFUSION:
         text = f"diffusion model {painter!r}, the paper’s is Stable Diffusion 1.4"
         found.append(("pictures", text))

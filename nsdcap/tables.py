@@ -20,7 +20,7 @@ SCORE_COLUMNS = (
     "chance_sd", "n", "n_shuffles", "note",
 )  # fmt: skip
 DECODING_COLUMNS = (
-    "subject", "latent", "n_targets", "alpha_median", "alpha_low", "alpha_high", "edge_share",
+    "subject", "latent", "n_targets", "n_constant", "alpha_median", "alpha_low", "alpha_high", "edge_share",
     "gain", "mean_cv_r2", "share_cv_r2_above_0",
 )  # fmt: skip
 
@@ -57,18 +57,24 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
 
 
 def decoding_rows(out: Path, subject: int) -> list[dict]:
-    """What ridge chose for each latent; alphas where the file has its grid, else their indices."""
+    """What ridge chose for each latent; alphas where the file has its grid, else their indices.
+
+    Targets that never vary, with a cv_r2 of exactly 0, chose none: they are counted and left out.
+    """
     rows = []
     with open_hdf5(artefact(out, Cell("decode", subject)), ("z_v", "c", "z")) as file:
         for latent in ("z_v", "c", "z"):
             group = file[latent]
             index, cv_r2 = group["alpha_index"][:], group["cv_r2"][:]
+            varied = (cv_r2 != 0) | (cv_r2 == 0).all()
             chosen = np.asarray(group.attrs["alphas"])[index] if "alphas" in group.attrs else index
+            chosen, cv_r2 = chosen[varied], cv_r2[varied]
             rows.append(
                 {
                     "subject": subject, "latent": latent, "n_targets": int(group.attrs["n_targets"]),
-                    "alpha_median": np.median(chosen), "alpha_low": chosen.min(),
-                    "alpha_high": chosen.max(), "edge_share": group.attrs["edge_share"],
+                    "n_constant": int((~varied).sum()), "alpha_median": np.median(chosen),
+                    "alpha_low": chosen.min(), "alpha_high": chosen.max(),
+                    "edge_share": group.attrs["edge_share"],
                     "gain": group.attrs["gain"], "mean_cv_r2": np.nanmean(cv_r2),
                     "share_cv_r2_above_0": np.mean(cv_r2 > 0),
                 }

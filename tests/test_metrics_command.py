@@ -77,6 +77,19 @@ def test_scores_as_json_and_as_a_table(folders, capsys):
     assert "CLIP similarity, two-way among shown, two-way among predicted: not computed" in said
 
 
+@pytest.mark.parametrize("what", ["captions", "pictures"])
+def test_a_clip_that_is_not_there_is_told(folders, tmp_path, capsys, what):
+    places = [str(folder) for folder in folders]
+    if what == "captions":
+        texts = {str(i): "a ball" for i in range(4)}
+        files = [tmp_path / "hypotheses.json", tmp_path / "references.json"]
+        for file, content in zip(files, (texts, {i: [t] for i, t in texts.items()}), strict=True):
+            file.write_text(json.dumps(content))
+        places = [*map(str, files), "--images", places[1]]
+    assert main([what, *places, "--clip", "/nowhere/clip"]) == 65
+    assert "models.clip = '/nowhere/clip': there is no such folder" in capsys.readouterr().err
+
+
 def test_clip_goes_by_its_publishers_name(tmp_path):
     from transformers import CLIPConfig
 

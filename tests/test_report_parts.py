@@ -176,7 +176,7 @@ def test_what_differs_is_named(run):
                   'decode.gain = "cv" ("none")', "tuned for COCO captions"):  # fmt: skip
         assert words in text
     assert "Stable Diffusion" not in text
-    assert any(about == "encoding" and "captioner" in words for about, words in found)
+    assert any(about == "all" and "captioner" in words for about, words in found)
 
 
 def test_settings_that_change_no_result_are_not_named():

@@ -132,8 +132,10 @@ def _clip_scores(
     model: str, files: list[Path], captions: list[str], references: list[list[str]]
 ) -> list[Score]:
     from nsdcap.config import Models
+    from nsdcap.hub import at_hand
     from nsdcap.score import Clip
 
+    at_hand("clip", model)
     judge = Clip(Models(clip=model))
     blocks = [files[start : start + BLOCK] for start in range(0, len(files), BLOCK)]
     shown = np.concatenate([judge.pictures([opened(path) for path in some]) for some in blocks])

@@ -108,8 +108,10 @@ def _clip_rows(
         names = ("CLIP similarity", "two-way among shown", "two-way among predicted")
         return [_row(name, "by CLIP picture embeddings", len(made), note=note) for name in names]
     from nsdcap.config import Models
+    from nsdcap.hub import at_hand
     from nsdcap.score import Clip
 
+    at_hand("clip", clip)
     model = Clip(Models(clip=clip, device=device, batch=BATCH))
     a, b = (_embedded(model, paths) for paths in (shown, made))
     return [_told(row) for row in clip_rows(0, ARM, a, b[:, None], model.name)]
