@@ -122,7 +122,10 @@ class Ledger:
             path = f"{self.out}/{place(cell)}"
             folder, _, name = path.rpartition("/")
             if folder not in listed:
-                listed[folder] = _names(folder)
+                try:
+                    listed[folder] = set(os.listdir(folder))
+                except (FileNotFoundError, NotADirectoryError):
+                    listed[folder] = set()
             names = listed[folder]
             found.append(self._state(cell, path, {end for end in ENDS if name + end in names}))
         return found
@@ -135,8 +138,7 @@ class Ledger:
                 kept = file.read()
             # so nothing is parsed where all is well; other signatures stand under other names
             if b'"signature": "%s"' % wanted["signature"].encode() in kept:
-                lost = self._lost(cell) if cell.stage == "aggregate" else None
-                return State(cell, "stale", f"{lost} is missing") if lost else State(cell, "done")
+                return State(cell, "done")
             return State(cell, "stale", _difference(json.loads(kept)["depends"], wanted))
         if FAILED in there:
             signature, *lines = Path(path + FAILED).read_text().strip().splitlines() or [""]
@@ -145,14 +147,10 @@ class Ledger:
         return State(cell, "missing", "not computed yet")
 
     def _lost(self, cell: Cell) -> Cell | None:
-        """An input of which nothing is there any more. Of aggregate alone it matters: a report without one
-        of its cells is none; what stands between may be thrown away once it was used."""
-        listed: dict[str, set[str]] = {}
-        for other in self.inputs(cell):
-            folder, _, name = place(other).rpartition("/")
-            if folder not in listed:
-                listed[folder] = _names(f"{self.out}/{folder}")
-            if not {name, name + DONE} <= listed[folder]:
+        """An input of aggregate of which nothing is there any more: a report without one of its cells is
+        none. What stands between may be thrown away once it was used."""
+        for other in self.inputs(cell) if cell.stage == "aggregate" else ():
+            if not (artefact(self.out, other).exists() and sidecar(self.out, other).exists()):
                 return other
         return None
 
@@ -172,7 +170,7 @@ class Ledger:
         Incomplete
             An input is not done.
         """
-        if not force and self.state(cell).word == "done":
+        if not force and self.state(cell).word == "done" and not self._lost(cell):
             parts.forget(self.out, cell)  # what a kill between the last two steps left
             return "skipped"
         gaps = [state for state in self.states(self.inputs(cell)) if state.word != "done"]
@@ -300,14 +298,6 @@ def run_cell(
     """
     settings = config.load(Path(file) if file else config_file(Path(out)))
     return Ledger(settings, Path(out)).run(Cell(stage, subject, layer), force, processes)
-
-
-def _names(folder: str) -> set[str]:
-    """What lies in a folder, which need not be there."""
-    try:
-        return set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
 
 
 def _stamp(path: Path) -> str:
