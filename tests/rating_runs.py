@@ -9,6 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from nsdcap.metrics.clip import METRICS
 from nsdcap.paths import Cell, artefact, config_file, sidecar
 
 SAMPLES = 3
@@ -32,12 +33,17 @@ def write_run(out: Path, subjects: tuple[int, ...] = (1, 2), n: int = 12, size: 
             str(i): {
                 "brain": caption_of(subject, i), "picture": caption_of(subject, i, "picture"),
                 "references": [f"Words{chr(97 + i)}words of thing {i}.", "Another."],
-                "clip": {"brain": 0.5, "picture": 0.6},
+                "clip": {metric: {"brain": 0.5, "picture": 0.6} for metric in METRICS},
             }
             for i in ids.tolist()
         }  # fmt: skip
         artefact(out, written).parent.mkdir(exist_ok=True)
-        content = {"subject": subject, "arms": ["brain", "picture"], "captions": entries}
+        arms = ["brain", "picture"]
+        chance = {metric: {arm: [0.2, 0.01] for arm in arms} for metric in METRICS}
+        content = {
+            "subject": subject, "arms": arms, "captions": entries, "clip_model": "a CLIP",
+            "clip_shuffles": 1000, "clip_chance": chance,
+        }  # fmt: skip
         artefact(out, written).write_text(json.dumps(content))
         artefact(out, painted).parent.mkdir(exist_ok=True)
         shown = np.zeros((n, size, size, 3), np.uint8)
