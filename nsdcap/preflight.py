@@ -35,12 +35,15 @@ def preflight(
         Names the setting or file, what was found, and what to do.
     """
     from nsdcap.cells import open_nsd, sessions_of
+    from nsdcap.nsd_checks import check_for
 
     nsd = open_nsd(settings)
-    for subject in settings.data.subjects:
-        for session in sessions_of(settings, nsd, subject):
+    sessions = {s: sessions_of(settings, nsd, s) for s in settings.data.subjects}
+    for subject, chosen in sessions.items():
+        for session in chosen:
             nsd.betas_file(subject, session)
     stages = {cell.stage for cell in cells}
+    check_for(nsd, settings, {kind for stage in stages for kind in STAGES[stage].nsd}, sessions)
     loaded = {model for stage in stages for model in STAGES[stage].weights}
     names = [name for name in MODEL_NAMES if name in loaded]
     there = {

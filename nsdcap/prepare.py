@@ -21,7 +21,8 @@ import numpy as np
 from nsdcap.cells import sessions_of
 from nsdcap.config import Config
 from nsdcap.errors import DataError
-from nsdcap.nsd import BETAS_SCALE, NSD, TRIALS_PER_SESSION, Trials, voxels_of
+from nsdcap.nsd import BETAS_SCALE, NSD, TRIALS_PER_SESSION
+from nsdcap.nsd_checks import all_zero, check_subject
 from nsdcap.parts import kept
 from nsdcap.paths import Cell
 from nsdcap.stats import noise_ceiling
@@ -79,8 +80,8 @@ def prepare(
     and counted. Raises DataError before any long work when files are missing or disagree.
     """
     sessions = sorted(int(s) for s in sessions)
-    trials, is_test, voxels = _check(nsd, subject, sessions, roi_labels)
-    xyz, stream = voxels["xyz"], voxels["stream"]
+    found = check_subject(nsd, subject, sessions, roi_labels)
+    trials, is_test, xyz, stream = found.trials, found.is_test, found.xyz, found.stream
     n_voxels = len(xyz)
     n_train = int((~is_test).sum())
     test_ids, picture, repeats = np.unique(
@@ -91,7 +92,7 @@ def prepare(
     log(f"subject {subject}: (n_trials, n_voxels) = ({len(is_test)}, {n_voxels}) to read")
 
     # 1. one pass over the sessions: training rows to disk, test repeats summed
-    ncsnr = voxels["ncsnr"]
+    ncsnr = found.ncsnr
     varies = np.ones(n_voxels, dtype=bool)
     total = np.zeros(n_voxels)
     squares = np.zeros(n_voxels)
@@ -109,13 +110,13 @@ def prepare(
             here = slice(number * TRIALS_PER_SESSION, (number + 1) * TRIALS_PER_SESSION)
             of_test = is_test[here]
             read = partial(_session, nsd, subject, session, xyz, of_test, scale, zscore_sessions)
-            found = keep_part(f"session_{session}", read)
-            train, varies = found["train"], varies & found["varies"]
+            part = keep_part(f"session_{session}", read)
+            train, varies = part["train"], varies & part["varies"]
             rows[row : row + len(train)] = train
             row += len(train)
             total += train.sum(0, dtype=np.float64)
             squares += np.einsum("ij,ij->j", train, train, dtype=np.float64)
-            np.add.at(test_sum, test_row[here][of_test], found["test"])
+            np.add.at(test_sum, test_row[here][of_test], part["test"])
             log(f"subject {subject} session {session}: {len(train)} training trials of 750")
 
         # 2. voxels to keep; the same rows again, standardised, moved left over the dropped ones
@@ -144,7 +145,7 @@ def prepare(
         file["voxel_mean"] = mean
         file["voxel_sd"] = sd
         file["xyz"] = xyz[keep].astype(np.int32)
-        file["affine"] = voxels["affine"]
+        file["affine"] = found.affine
         file["stream"] = stream[keep].astype(np.int8)
         file["ncsnr"] = ncsnr[keep].astype(np.float32)
         file["noise_ceiling"] = noise_ceiling(ncsnr[keep], repeats).astype(np.float32)
@@ -161,7 +162,7 @@ def prepare(
         file.attrs.update(
             subject=subject,
             sessions=np.asarray(sessions),
-            shape=np.asarray(voxels["shape"]),
+            shape=np.asarray(found.shape),
             stream_names=json.dumps(names),
             dropped_constant=counts["dropped_constant"],
             dropped_no_ncsnr=counts["dropped_no_ncsnr"],
@@ -190,7 +191,7 @@ def _session(
     trials vary in."""
     raw = nsd.betas(subject, session, xyz)  # (750, n_voxels) int16
     if not raw.any():
-        raise DataError(_all_zero(nsd, subject, session))
+        raise DataError(all_zero(nsd.betas_file(subject, session)))
     betas = raw.astype(np.float32)
     if scale:
         betas /= np.float32(BETAS_SCALE)
@@ -200,67 +201,3 @@ def _session(
         sd = betas[~of_test].std(0, dtype=np.float64)
         betas = ((betas - mean) / np.where(sd > 0, sd, 1)).astype(np.float32)
     return {"train": betas[~of_test], "test": betas[of_test], "varies": varies}
-
-
-def _check(
-    nsd: NSD, subject: int, sessions: list[int], roi_labels: Sequence[str] | None
-) -> tuple[Trials, np.ndarray, dict]:
-    """Trials, which of them are test, the ROI's voxels: what is wrong is found in seconds."""
-    if len(set(sessions)) < len(sessions):
-        raise DataError(f"sessions {sessions} name one session twice; list each once.")
-    trials = nsd.trials(subject, sessions)
-    available = nsd.sessions_available(subject)
-    if missing := [s for s in sessions if s not in available]:
-        raise DataError(
-            f"subject {subject} has no betas of sessions {missing} in {nsd.betas_dir(subject)};"
-            f" fetch them, or choose sessions among {available}."
-        )
-    is_test = np.isin(trials.nsd_id, nsd.shared_ids())
-    both = np.intersect1d(trials.nsd_id[is_test], trials.nsd_id[~is_test])
-    if len(both):
-        raise DataError(f"subject {subject}: picture {both[0]} is both in training and test.")
-    if not is_test.any() or is_test.all():
-        kind = "only" if is_test.any() else "no"
-        raise DataError(
-            f"subject {subject}, sessions {sessions}: {kind} shared pictures were shown, so there"
-            " is nothing to train on or nothing to test; choose more sessions."
-        )
-    labels, affine = nsd.roi(subject, "streams")
-    names = nsd.stream_labels(subject)
-    wanted = [k for k in names.values() if k > 0]
-    if roi_labels is not None:
-        if unknown := [name for name in roi_labels if names.get(name, 0) <= 0]:
-            known = [name for name, k in names.items() if k > 0]
-            raise DataError(f"streams {unknown} do not exist; expected some of {known}.")
-        wanted = [names[name] for name in roi_labels]
-    xyz = voxels_of(labels, wanted)
-    if len(xyz) == 0:
-        raise DataError(
-            f"subject {subject}: no voxel of streams.nii.gz has a label among {wanted}; check that"
-            " the file belongs to this subject, or choose other streams."
-        )
-    few = xyz[:: max(1, len(xyz) // 16)]
-    for session in sessions:
-        shape = nsd.betas_shape(subject, session)
-        if shape != labels.shape:
-            raise DataError(
-                f"{nsd.betas_file(subject, session)} has a volume of {shape}, but the streams ROI"
-                f" of subject {subject} has {labels.shape}; take both of the same subject."
-            )
-        # a NIfTI cannot be probed without unpacking all of it
-        is_hdf5 = nsd.betas_file(subject, session).suffix == ".hdf5"
-        if is_hdf5 and not nsd.betas(subject, session, few).any():
-            raise DataError(_all_zero(nsd, subject, session))
-    voxels = {
-        "xyz": xyz,
-        "stream": labels[tuple(xyz.T)],
-        "affine": affine,
-        "shape": labels.shape,
-        "ncsnr": nsd.ncsnr(subject, xyz),
-    }
-    return trials, is_test, voxels
-
-
-def _all_zero(nsd: NSD, subject: int, session: int) -> str:
-    path = nsd.betas_file(subject, session)
-    return f"{path} holds only zeros in the ROI; the file was not written in full: fetch it again."

@@ -208,8 +208,9 @@ def blank_nifti(root: Path) -> None:
     shape = NSD(root).betas_shape(1, 1)
     (root / BETAS / "betas_session02.hdf5").unlink()
     path = root / BETAS / "betas_session02.nii.gz"
+    affine = load(path).affine
     path.unlink()
-    nib.save(nib.Nifti1Image(np.zeros((*shape, 750), np.int16), np.eye(4)), path)
+    nib.save(nib.Nifti1Image(np.zeros((*shape, 750), np.int16), affine), path)
 
 
 def roi_of(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
@@ -254,7 +255,7 @@ CASES: dict[str, tuple[Callable[[Path], object], dict, str]] = {
     "all constant": (frozen, {}, "constant in some session"),
     "truncated": (truncated, {}, "session02.hdf5 is truncated"),
 }
-LATE = ("all zero NIfTI", "all constant")  # only reading the session in full can tell
+LATE = ("all constant",)  # only reading the session in full can tell
 
 
 @pytest.mark.parametrize("case", CASES)
