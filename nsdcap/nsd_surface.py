@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import map_coordinates
 
 from nsdcap.errors import DataError
 from nsdcap.nsd_read import read_image
@@ -27,6 +26,8 @@ def sample_layers(volume: np.ndarray, layers: Sequence[Path], kind: str = "neare
     that are NaN (outside an ROI) are left out of the mean; a vertex with no voxel at all is NaN.
     Raises DataError when a transform is missing, broken, or not V x 3.
     """
+    from scipy.ndimage import map_coordinates  # it takes long to load
+
     values = np.asarray(volume, dtype=np.float64)
     if values.ndim != 3:
         raise DataError(f"the volume has shape {values.shape}, expected (X, Y, Z).")

@@ -27,6 +27,14 @@ from nsdcap.parts import kept
 from nsdcap.paths import Cell
 from nsdcap.stats import noise_ceiling
 
+# why a voxel is left out, by the attribute that counts it; the first that holds counts
+DROPPED = {
+    "dropped_zero": "0 throughout some session",
+    "dropped_constant": "constant over the training trials of some session",
+    "dropped_constant_test": "constant over all test trials",
+    "dropped_no_ncsnr": "without ncsnr",
+}
+SATURATED = 32767  # NSD's betas go no further
 CHUNK = (TRIALS_PER_SESSION, 512)  # a session by a block of voxels: 1.5 MB
 
 
@@ -73,11 +81,12 @@ def prepare(
     repeats_test (n_pictures,) int64; voxel_mean, voxel_sd (n_voxels,) float64; xyz (n_voxels, 3)
     int32; affine (4, 4); stream (n_voxels,) int8; ncsnr, noise_ceiling (n_voxels,) float32, the
     latter the share of variance ncsnr^2 / (ncsnr^2 + mean(1 / repeats)) (NSD Data Manual).
-    Attributes: subject, sessions, shape (X, Y, Z), stream_names (JSON, name -> label),
-    dropped_constant, dropped_no_ncsnr.
+    Attributes: subject, sessions, shape (X, Y, Z), stream_names (JSON, name -> label), what ``DROPPED``
+    names, saturated_betas, saturated_voxels.
 
-    Voxels that are constant over some session's training trials, or without ncsnr, are left out
-    and counted. Raises DataError before any long work when files are missing or disagree.
+    Voxels that ``DROPPED`` tells of are left out and counted, each once. Betas at the ends of int16 are
+    counted among the voxels that stay. Raises DataError before any long work when files are missing or
+    disagree.
     """
     sessions = sorted(int(s) for s in sessions)
     found = check_subject(nsd, subject, sessions, roi_labels)
@@ -93,7 +102,9 @@ def prepare(
 
     # 1. one pass over the sessions: training rows to disk, test repeats summed
     ncsnr = found.ncsnr
-    varies = np.ones(n_voxels, dtype=bool)
+    varies, zero = np.ones(n_voxels, dtype=bool), np.zeros(n_voxels, dtype=bool)
+    saturated = np.zeros(n_voxels, dtype=np.int64)
+    low, high = np.full(n_voxels, 2**15), np.full(n_voxels, -(2**15))  # of test trials
     total = np.zeros(n_voxels)
     squares = np.zeros(n_voxels)
     test_sum = np.zeros((len(test_ids), n_voxels))  # (n_pictures, n_voxels)
@@ -111,7 +122,9 @@ def prepare(
             of_test = is_test[here]
             read = partial(_session, nsd, subject, session, xyz, of_test, scale, zscore_sessions)
             part = keep_part(f"session_{session}", read)
-            train, varies = part["train"], varies & part["varies"]
+            train, varies, zero = part["train"], varies & part["varies"], zero | part["zero"]
+            saturated += part["saturated"]
+            low, high = np.minimum(low, part["test_low"]), np.maximum(high, part["test_high"])
             rows[row : row + len(train)] = train
             row += len(train)
             total += train.sum(0, dtype=np.float64)
@@ -120,12 +133,24 @@ def prepare(
             log(f"subject {subject} session {session}: {len(train)} training trials of 750")
 
         # 2. voxels to keep; the same rows again, standardised, moved left over the dropped ones
-        keep = varies & np.isfinite(ncsnr)
+        with np.errstate(invalid="ignore"):
+            heard = np.isfinite(ncsnr) & (ncsnr >= 0)
+        reasons = dict(zip(DROPPED, (zero, ~varies, low == high, ~heard), strict=True))
+        keep = np.ones(n_voxels, dtype=bool)
+        dropped = {}
+        for name, where in reasons.items():
+            dropped[name] = int((keep & where).sum())
+            keep &= ~where
+        told = ", ".join(f"{count} {DROPPED[name]}" for name, count in dropped.items() if count)
         if not keep.any():
             raise DataError(
-                f"subject {subject}: all {n_voxels} voxels of the ROI are constant in some session,"
-                " or have no ncsnr; check the betas' files."
+                f"subject {subject}: of {n_voxels} voxels of the ROI none is left ({told}); check the files in "
+                f"{nsd.betas_dir(subject)}."
             )
+        ends = {
+            "saturated_betas": int(saturated[keep].sum()),
+            "saturated_voxels": int((saturated[keep] > 0).sum()),
+        }
         mean = total[keep] / n_train
         sd = np.sqrt(np.maximum(squares[keep] / n_train - mean**2, np.finfo(np.float64).tiny))
         n_kept = int(keep.sum())
@@ -156,16 +181,16 @@ def prepare(
             "test_trials": int(is_test.sum()),
             "test_pictures": len(test_ids),
             "voxels": n_kept,
-            "dropped_constant": int((~varies).sum()),
-            "dropped_no_ncsnr": int((varies & ~np.isfinite(ncsnr)).sum()),
+            **dropped,
+            **ends,
         }
         file.attrs.update(
             subject=subject,
             sessions=np.asarray(sessions),
             shape=np.asarray(found.shape),
             stream_names=json.dumps(names),
-            dropped_constant=counts["dropped_constant"],
-            dropped_no_ncsnr=counts["dropped_no_ncsnr"],
+            **dropped,
+            **ends,
             scaled=scale,
             zscored_sessions=zscore_sessions,
         )
@@ -175,10 +200,11 @@ def prepare(
         f" {repeats.mean():.2f} repeats on average"
     )
     if n_kept < n_voxels:
+        log(f"subject {subject}: {n_voxels - n_kept} of {n_voxels} voxels dropped: {told}")
+    if ends["saturated_betas"]:
         log(
-            f"subject {subject}: {n_voxels - n_kept} of {n_voxels} voxels dropped:"
-            f" {counts['dropped_constant']} constant within some session,"
-            f" {counts['dropped_no_ncsnr']} without ncsnr"
+            f"subject {subject}: {ends['saturated_betas']} betas of {ends['saturated_voxels']} voxels are at "
+            f"the ends of what NSD stores, +/-{SATURATED}; they are kept"
         )
     return counts
 
@@ -187,17 +213,24 @@ def _session(
     nsd: NSD, subject: int, session: int, xyz: np.ndarray, of_test: np.ndarray, scale: bool,
     zscore: bool,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """A session's ``train`` and ``test`` trials (n, n_voxels) float32, and which voxels its training
-    trials vary in."""
+    """A session's ``train`` and ``test`` trials (n, n_voxels) float32, and of each voxel (n_voxels,)
+    whether its training trials vary, whether all are 0, how many are saturated, and the test trials' range."""
     raw = nsd.betas(subject, session, xyz)  # (750, n_voxels) int16
     if not raw.any():
         raise DataError(all_zero(nsd.betas_file(subject, session)))
     betas = raw.astype(np.float32)
     if scale:
         betas /= np.float32(BETAS_SCALE)
-    varies = np.ptp(raw[~of_test].astype(np.int32), axis=0) > 0
+    first = raw[~of_test][:1]
+    about = {
+        "varies": (raw[~of_test] != first).any(0) | of_test.all(),
+        "zero": ~raw.any(0),
+        "saturated": ((raw >= SATURATED) | (raw <= -SATURATED)).sum(0),
+        "test_low": raw[of_test].min(0, initial=2**15 - 1),
+        "test_high": raw[of_test].max(0, initial=-(2**15)),
+    }
     if zscore:
         mean = betas[~of_test].mean(0, dtype=np.float64)
         sd = betas[~of_test].std(0, dtype=np.float64)
         betas = ((betas - mean) / np.where(sd > 0, sd, 1)).astype(np.float32)
-    return {"train": betas[~of_test], "test": betas[of_test], "varies": varies}
+    return {"train": betas[~of_test], "test": betas[of_test], **about}
