@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nsdcap import limits, weights
+from nsdcap import headers, limits, weights
 from nsdcap.config import MODEL_NAMES, Config
 from nsdcap.errors import DataError, UsageError, bound
 from nsdcap.hub import at_hand
@@ -57,6 +57,7 @@ def preflight(
                 "it empty: then what needs it is not computed"
             )
         weights.verify("models.backbones", place, contents=not dry)
+        headers.check("backbones", place)
 
 
 def _check_weights(model: str, where: str, site: Site | None, dry: bool) -> bool:

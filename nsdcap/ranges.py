@@ -47,7 +47,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "reconstruct.guidance": (-1000, 1000),
     "reconstruct.samples": (1, 1000),
     "reconstruct.batch": (1, 65_536),
-    "encode.layers": (0, 999),
+    "encode.layers": (0, 10_000),
     "encode.ratios": (1e-10, 1e10),
     "encode.nulls": (1, 1_000_000),
     "encode.bootstraps": (1, 1_000_000),
