@@ -41,6 +41,7 @@ def preflight(
         for session in sessions_of(settings, nsd, subject):
             nsd.betas_file(subject, session)
     stages = {cell.stage for cell in cells}
+    limits.check_folds(settings, nsd, stages)
     loaded = {model for stage in stages for model in STAGES[stage].weights}
     names = [name for name in MODEL_NAMES if name in loaded]
     there = {
