@@ -137,11 +137,16 @@ class Ledger:
             with open(path + DONE, "rb", buffering=0) as file:
                 kept = file.read()
             # so nothing is parsed where all is well; other signatures stand under other names
-            if b'"signature": "%s"' % wanted["signature"].encode() in kept:
+            signed = b'"signature": "%s"' % wanted["signature"].encode() in kept
+            if signed and kept.rstrip().endswith(b"}"):
                 return State(cell, "done")
-            return State(cell, "stale", _difference(json.loads(kept)["depends"], wanted))
+            depends = _depends_of(kept)
+            if depends is None or signed:
+                return State(cell, "stale", f"{path + DONE} is damaged")
+            return State(cell, "stale", _difference(depends, wanted))
         if FAILED in there:
-            signature, *lines = Path(path + FAILED).read_text().strip().splitlines() or [""]
+            note = Path(path + FAILED).read_text(encoding="utf-8", errors="replace")
+            signature, *lines = note.strip().splitlines() or [""]
             if signature == wanted["signature"]:
                 return State(cell, "failed", lines[-1] if lines else "no message")
         return State(cell, "missing", "not computed yet")
@@ -317,6 +322,16 @@ def _setting(settings: Config, name: str) -> Any:
     elif hasattr(value, "__dataclass_fields__"):
         value = {k: v for k, v in vars(value).items() if k not in ("batch", "block", "device")}
     return json.loads(json.dumps(value))
+
+
+def _depends_of(sidecar: bytes) -> dict[str, Any] | None:
+    """What a sidecar says that its cell was made from; None where that cannot be read."""
+    try:
+        found = json.loads(sidecar)["depends"]
+        whole = all(isinstance(found[name], dict) for name in ("settings", "files", "inputs"))
+        return found if whole and isinstance(found["version"], str) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _difference(kept: dict[str, Any], wanted: dict[str, Any]) -> str:

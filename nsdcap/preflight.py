@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nsdcap import limits, weights
+from nsdcap import headers, limits, weights
 from nsdcap.config import MODEL_NAMES, Config
 from nsdcap.errors import DataError, UsageError, bound
 from nsdcap.hub import at_hand
@@ -44,6 +44,7 @@ def preflight(
             nsd.betas_file(subject, session)
     stages = {cell.stage for cell in cells}
     check_for(nsd, settings, {kind for stage in stages for kind in STAGES[stage].nsd}, sessions)
+    limits.check_folds(settings, nsd, stages)
     loaded = {model for stage in stages for model in STAGES[stage].weights}
     names = [name for name in MODEL_NAMES if name in loaded]
     there = {
@@ -60,6 +61,7 @@ def preflight(
                 "it empty: then what needs it is not computed"
             )
         weights.verify("models.backbones", place, contents=not dry)
+        headers.check("backbones", place)
 
 
 def _check_weights(model: str, where: str, site: Site | None, dry: bool) -> bool:
