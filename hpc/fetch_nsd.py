@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     folder = options.folder.expanduser().absolute()
     try:
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{folder}: found a file, expected a folder, or a name for one")
         if options.check:
             return check(folder)
         return fetch(folder, settings_of(options), options)
@@ -235,8 +237,10 @@ def plan(folder: Path, settings: Config, options: argparse.Namespace) -> list[Ro
             f"{base} lacks {len(missing)} of {len(keys)} files, the first {missing[0]}; choose subjects, "
             "--sessions and --betas that it has (of subjects 3 and 6 there are 32 sessions, of 4 and 8 30)"
         )
-    for key in lacking:
-        print(f"note: {key} is not on the server; a run can do without it")
+    if lacking:
+        print(
+            f"note: {base} lacks {len(lacking)} files, {lacking[0]} for one; a run can do without them"
+        )
     manifest, rows = read_manifest(folder), []
     for key, one in found.items():
         path = bucket.place(folder, key)
@@ -271,7 +275,8 @@ def _why(path: Path, task: Task, known: dict[str, Any] | None) -> str:
     here = path.stat().st_size
     if here != task.size:
         return f"to be fetched again: found {here} bytes, expected {task.size}"
-    if known and known["from"] == task.url and known["etag"] and known["etag"] != task.etag:
+    etags = {known["etag"], task.etag} if known and known["from"] == task.url else {""}
+    if "" not in etags and len(etags) > 1:
         return "to be fetched again: the server has another version"
     return ""
 

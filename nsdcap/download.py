@@ -182,6 +182,8 @@ def _pieces(url: str, answer: Any) -> Iterator[bytes]:
 def opened(request: urllib.request.Request) -> Any:
     """The answer to a request, to be closed. Raises NoServer, or DataError where there is no such file."""
     url = request.full_url
+    if not url.startswith(("http://", "https://")):  # urllib would also open files of this machine
+        raise DataError(f"{url}: expected http://... or https://...")
     try:
         return urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
