@@ -79,6 +79,7 @@ def launch(options: argparse.Namespace) -> int:
         return 0
     from nsdcap.cells import Ledger
     from nsdcap.containers import check_image, place_script
+    from nsdcap.lock import holding
     from nsdcap.preflight import check_path, keep_cache, make_folder, preflight, write_settings
 
     ledger = Ledger(settings, out)
@@ -90,28 +91,35 @@ def launch(options: argparse.Namespace) -> int:
         tell(ledger, cells, site if executor == "slurm" else None, options)
         return 0
     make_folder(out)
-    if site is not None:
-        place_script(out)
-        keep_cache(out, site.cache)
+
+    def begin() -> None:
+        """Write what the cells need, once the run is held."""
+        if site is not None:
+            place_script(out)
+            keep_cache(out, site.cache)
+        write_settings(settings, out)
+
     if executor == "slurm" and site is not None:
         from nsdcap import sbatch, submit
 
         return submit.submit(
             ledger, cells, site, lambda *array: hand_over(ledger, site, *array),
-            sbatch.needed_resources(ledger, site), lambda: write_settings(settings, out),
+            sbatch.needed_resources(ledger, site), begin,
             retry_failed=options.retry_failed, force=options.force,
         )  # fmt: skip
-    write_settings(settings, out)
-    if site is not None:
-        return run_local(ledger, cells, options.force, options.jobs, site, options.processes)
-    from nsdcap.inline import run_inline
+    with holding(out, "nsdcap.launch"):
+        begin()
+        if site is not None:
+            return run_local(ledger, cells, options.force, options.jobs, site, options.processes)
+        from nsdcap.inline import run_inline
 
-    return run_inline(ledger, cells, options.force, options.processes)
+        return run_inline(ledger, cells, options.force, options.processes)
 
 
 def make_miniature(out: Path, cells: list[Cell], dry: bool) -> bool:
     """Make the built-in miniature's NSD if it is not there; ``dry``: only say so, and return False."""
     from nsdcap import miniature
+    from nsdcap.lock import holding
     from nsdcap.preflight import make_folder
 
     if miniature.is_made(out / "nsd"):
@@ -124,7 +132,9 @@ def make_miniature(out: Path, cells: list[Cell], dry: bool) -> bool:
         print(f"made, which would come first: {out / 'nsd'}, half a minute, 0.2 GB")
         return False
     make_folder(out)
-    miniature.make(out / "nsd")
+    with holding(out, "nsdcap.launch"):
+        if not miniature.is_made(out / "nsd"):  # by now
+            miniature.make(out / "nsd")
     return True
 
 

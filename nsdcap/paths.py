@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
@@ -96,9 +97,8 @@ def atomic(path: Path) -> Iterator[Path]:
     what stood at ``path`` before is left as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    me = os.getpid()
-    partial = path.with_name(f".{path.name}.{HOST}.{me}-{_begun(me)}.partial")
+    sweep(path)
+    partial = beside(path)
     try:
         yield partial
         if partial.is_file():
@@ -113,7 +113,13 @@ def atomic(path: Path) -> Iterator[Path]:
             partial.replace(path)
     finally:
         _remove(partial)
-        _sweep(path)  # again: one that was being killed may have been alive at the beginning
+        sweep(path)  # again: one that was being killed may have been alive at the beginning
+
+
+def beside(path: Path) -> Path:
+    """A name in the same folder that says whose it is, so that ``sweep`` finds what was left there."""
+    me = os.getpid()
+    return path.with_name(f".{path.name}.{HOST}.{me}-{begun(me)}.partial")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -122,15 +128,19 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Remove what processes of this host that are gone had begun to write for ``path``."""
-    for left in path.parent.glob(f".{path.name}.{HOST}.*"):
-        pid, _, begun = left.name.split(".")[-2].partition("-")
-        if not _runs(int(pid), begun):
-            _remove(left)
+    ends = re.compile(re.escape(f".{path.name}.{HOST}.") + r"(\d+)-(\w*)\.(partial|old)")
+    try:
+        names = os.listdir(path.parent)
+    except FileNotFoundError:  # the folder of parts, whose cell another run has just finished
+        return
+    for name in names:
+        if (found := ends.fullmatch(name)) and not runs(int(found[1]), found[2]):
+            _remove(path.with_name(name))
 
 
-def _runs(pid: int, begun: str) -> bool:
+def runs(pid: int, start: str) -> bool:
     """Whether the process that began then runs; not if it is a zombie, or its number another's by now."""
     try:
         os.kill(pid, 0)
@@ -138,10 +148,10 @@ def _runs(pid: int, begun: str) -> bool:
         return False
     except PermissionError:  # it lives, and is another user's
         return True
-    return _begun(pid) in (begun, "")
+    return begun(pid) in (start, "")
 
 
-def _begun(pid: int) -> str:
+def begun(pid: int) -> str:
     """When a process began, in the kernel's ticks; "gone" for a zombie, "" where there is no /proc."""
     try:
         # after the name, which may hold anything: state, parent, ... and 22nd of all the beginning
