@@ -208,6 +208,7 @@ def tasks(out: Path, rows: list[list[str]] | None, arrays: list[Array]) -> dict[
 _CAUSES = (
     ("memory", ("OUT_OF_MEMORY",), r"oom[-_ ]kill|Out Of Memory|[Ee]xceeded (job )?memory limit"),
     ("dependency", (), r"Incomplete: .* not done"),
+    ("disk", (), r"errors\.DiskError: "),
     ("time", ("TIMEOUT", "DEADLINE"), r"DUE TO TIME LIMIT|timed-out too many times"),
     ("preempted", ("PREEMPTED",), r"DUE TO PREEMPTION"),
     ("node", ("NODE_FAIL", "BOOT_FAIL"), r"NODE FAILURE|Node failure on"),
@@ -223,7 +224,7 @@ OWN_FAULT = ("exception", "memory", "time")
 def cause(task: Task, note: str = "", state: str = "") -> tuple[str, str]:
     """Why a job ended without a result: a word, and what is known of it.
 
-    exception, memory, time, preempted, node, cancelled, dependency, killed, or lost (nothing is known).
+    exception, memory, disk, time, preempted, node, cancelled, dependency, killed, or lost (nothing is known).
     ``note`` is the last line of the traceback that the job left beside the cell's result, "" without one.
     ``state`` is accounting's word where the queue has none.
     """
@@ -232,7 +233,7 @@ def cause(task: Task, note: str = "", state: str = "") -> tuple[str, str]:
         if state in states and word != "cancelled":
             return word, state
     if note:
-        for word, _, pattern in _CAUSES[:3]:
+        for word, _, pattern in _CAUSES[:4]:
             if re.search(pattern, note) or (word == "memory" and _NO_MEMORY.search(note)):
                 return word, note
         return "exception", note

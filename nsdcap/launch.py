@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsdcap.errors import NsdcapError, UsageError, unread
+from nsdcap.errors import DiskError, NsdcapError, UsageError, unread
 from nsdcap.options import (
     MINIATURE_OUT,
     STAGE_NAMES,
@@ -28,7 +28,7 @@ from nsdcap.options import (
     read_site,
     settle,
 )  # fmt: skip
-from nsdcap.paths import Cell
+from nsdcap.paths import Cell, disk_error
 
 if TYPE_CHECKING:
     from nsdcap.cells import Ledger
@@ -47,6 +47,12 @@ def main(arguments: list[str] | None = None) -> int:
     except NsdcapError as error:
         print(f"nsdcap: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        found = disk_error((options.out or MINIATURE_OUT) / "log", error)
+        if found is None:
+            raise
+        print(f"nsdcap: {found}", file=sys.stderr)
+        return found.exit_code
     except KeyboardInterrupt:
         print("nsdcap: stopped; the same command goes on where this one ended", file=sys.stderr)
         return 130
@@ -223,7 +229,10 @@ def run_local(
     # as on Ctrl-C, no cell goes on unseen
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     tally = Tally(len(cells))
+    full = False
     for stage in dict.fromkeys(cell.stage for cell in cells):
+        if full:
+            break
         waiting = []
         for cell in [cell for cell in cells if cell.stage == stage]:
             if not force and ledger.state(cell).word == "done":
@@ -256,7 +265,11 @@ def run_local(
                     if error is None:
                         tally.ended(cell, job.result(), time.monotonic() - start)
                     else:
-                        tally.failed(cell, *told(str(error)), job.paths.stderr)
+                        message, code = told(str(error))
+                        tally.failed(cell, message, code, job.paths.stderr)
+                        full = full or code == DiskError.exit_code
+                if full:  # the others would end so, too, after hours of work
+                    waiting.clear()
                 time.sleep(0.1)
         finally:  # stopped by hand: no cell goes on unseen
             for job, _ in running.values():
@@ -270,7 +283,13 @@ def told(traceback: str) -> tuple[str, int]:
 
     inside = re.split(r"^-{20,}$", traceback, flags=re.M)[1:2] or [traceback]
     lines = inside[0].strip().splitlines() or ["no message"]
-    kinds = (errors.UsageError, errors.DataError, errors.NsdcapError, cells.Incomplete)
+    kinds = (
+        errors.UsageError,
+        errors.DataError,
+        errors.DiskError,
+        errors.NsdcapError,
+        cells.Incomplete,
+    )
     codes = {f"{kind.__module__}.{kind.__name__}": kind.exit_code for kind in kinds}
     name, _, message = lines[-1].partition(": ")
     return (message, codes[name]) if name in codes else (lines[-1], 1)

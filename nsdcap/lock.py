@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nsdcap.errors import NsdcapError, UsageError
-from nsdcap.paths import HOST, begun, beside, runs, sweep
+from nsdcap.paths import HOST, begun, beside, disk_error, runs, sweep
 
 BEAT = 30.0  # seconds between signs of life
 GONE = 600.0  # seconds without one, after which a holder that cannot be asked for counts as gone
@@ -68,7 +68,7 @@ def holding(out: Path, what: str) -> Iterator[None]:
     ------
     HeldError
         Another command holds it: its user, host, process, since when, and what to do.
-    UsageError
+    DiskError, UsageError
         The lock cannot be written.
     """
     path, mine = path_of(out), _me(what)
@@ -77,7 +77,9 @@ def holding(out: Path, what: str) -> Iterator[None]:
             _clear(path)
         sweep(path)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
+        raise disk_error(path, error) or UsageError(
+            f"{path}: cannot be written ({error.strerror})"
+        ) from None
     stop = threading.Event()
     beat = threading.Thread(target=_beat, args=(path, mine, stop), daemon=True)
     beat.start()
