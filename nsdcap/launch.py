@@ -156,10 +156,11 @@ class CellTask:
     def __call__(
         self, out: str, stage: str, subject: int | None, layer: int | None, force: bool = False,
         version: str = "", gpus: int = 0, file: str = "", processes: int = 1,
+        launcher: tuple[int, str, str] | None = None,
     ) -> str:  # fmt: skip
         """Compute the cell unless it is done, by the settings in ``file``; returns "done" or "skipped".
 
-        Pictures are shared out over so many ``processes``.
+        Pictures are shared out over so many ``processes``. It ends with its ``launcher``, if there is one.
 
         Raises
         ------
@@ -168,9 +169,11 @@ class CellTask:
         """
         import submitit
 
-        from nsdcap import __version__
+        from nsdcap import __version__, lock
         from nsdcap.cells import run_cell
 
+        if launcher is not None:
+            lock.end_with(*launcher)
         # SLURM sends CONT just before USR2: submitit logs the first, and logging would swallow the error that
         # it raises at the second, after a time limit too many
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
@@ -216,7 +219,7 @@ def run_local(
     """
     import submitit
 
-    from nsdcap import __version__
+    from nsdcap import __version__, lock
     from nsdcap.containers import command, visible_gpus
     from nsdcap.inline import Tally
     from nsdcap.stages import STAGES
@@ -254,8 +257,9 @@ def run_local(
                     row = (str(ledger.out), cell.stage, cell.subject, cell.layer, force)
                     with stderr_to(ledger.out / "log" / "launcher.txt"):
                         job = executor.submit(
-                            CellTask(), *row, __version__, len(mine), processes=processes
-                        )
+                            CellTask(), *row, __version__, len(mine), processes=processes,
+                            launcher=lock.here(),
+                        )  # fmt: skip
                     running[cell] = (job, time.monotonic())
                 for cell, (job, start) in list(running.items()):
                     if not job.done():
