@@ -9,6 +9,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -133,9 +134,8 @@ class Ledger:
     def _state(self, cell: Cell, path: str, there: set[str]) -> State:
         """From the artefact's ``path`` and which of ``ENDS`` follow it on disk."""
         wanted = self.depends(cell)  # first: what is missing outside is told whatever is there
-        if {"", DONE} <= there:
-            with open(path + DONE, "rb", buffering=0) as file:
-                kept = file.read()
+        kept = _content(path + DONE) if {"", DONE} <= there else None
+        if kept is not None:
             # so nothing is parsed where all is well; other signatures stand under other names
             signed = b'"signature": "%s"' % wanted["signature"].encode() in kept
             if signed and kept.rstrip().endswith(b"}"):
@@ -145,7 +145,7 @@ class Ledger:
                 return State(cell, "stale", f"{path + DONE} is damaged")
             return State(cell, "stale", _difference(depends, wanted))
         if FAILED in there:
-            note = Path(path + FAILED).read_text(encoding="utf-8", errors="replace")
+            note = (_content(path + FAILED) or b"").decode(errors="replace")
             signature, *lines = note.strip().splitlines() or [""]
             if signature == wanted["signature"]:
                 return State(cell, "failed", lines[-1] if lines else "no message")
@@ -208,10 +208,12 @@ class Ledger:
                 shards.share_out(settings, self.out, cell, processes)
             with atomic(artefact(self.out, cell)) as target:
                 function(cell, settings, self.nsd, self.out, target)
+                # a kill must not leave it beside what was made with other settings
+                beside.unlink(missing_ok=True)
         except Exception:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            signature = self.depends(cell)["signature"]
-            note.write_text(f"{signature}\n{traceback.format_exc()}")
+            signature, told = self.depends(cell)["signature"], traceback.format_exc()
+            with suppress(OSError), atomic(note) as target:  # the disk may be what it is about
+                target.write_text(f"{signature}\n{told}")
             raise
         ended = datetime.now(UTC).isoformat(timespec="seconds")
         write_json(
@@ -303,6 +305,15 @@ def run_cell(
     """
     settings = config.load(Path(file) if file else config_file(Path(out)))
     return Ledger(settings, Path(out)).run(Cell(stage, subject, layer), force, processes)
+
+
+def _content(path: str) -> bytes | None:
+    """What a file holds; None if it has just been removed."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
 
 
 def _stamp(path: Path) -> str:

@@ -24,7 +24,9 @@ MINIATURE_OUT = Path("nsdcap-miniature")
 EPILOG = """\
 With neither --config nor --nsd-root the built-in miniature is made (in OUT/nsd) and run.
 Exit codes: 0 all done (slurm: all submitted), 1 a cell failed, 2 usage, 65 bad data, 69 SLURM does not
-answer or refuses a task, or a file of the installation is not there, 75 incomplete.
+answer or refuses a task, or a file of the installation is not there, 74 the disk is full or cannot be
+written, 75 incomplete, or another command works on this run (OUT/lock.json says whose): one at a time, also
+for different stages.
 """
 
 

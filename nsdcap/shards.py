@@ -19,14 +19,14 @@ import tempfile
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nsdcap.errors import DataError, UsageError
+from nsdcap.errors import DataError, DiskError, UsageError
 from nsdcap.parts import is_kept, keep, keep_only, kept
 from nsdcap.paths import Cell, parts_folder, write_json
 from nsdcap.progress import track
@@ -90,7 +90,7 @@ def share_out(settings: Config, out: Path, cell: Cell, processes: int) -> None:
 
     Raises
     ------
-    DataError, UsageError
+    DataError, UsageError, DiskError
         As one of the processes did; the others are ended. Or there are fewer GPUs.
     RuntimeError
         One ended otherwise: its last line, and its traceback. Or parts are missing or were done twice.
@@ -161,8 +161,9 @@ def share(
     except Exception as error:
         told = {"kind": type(error).__name__, "message": str(error)}
         told["traceback"] = traceback.format_exc()
-        write_json(_told(Path(out), cell, rank), told)
-        sys.exit(1)
+        with suppress(OSError):  # the disk may be what it is about
+            write_json(_told(Path(out), cell, rank), told)
+        sys.exit(DiskError.exit_code if isinstance(error, DiskError) else 1)
     finally:
         from torch import distributed
 
@@ -181,7 +182,7 @@ def _explain(out: Path, cell: Cell, processes: int, error: Any) -> None:
         file = _told(out, cell, number)
         told = json.loads(file.read_text()) if file.exists() else {}
         if "kind" in told:
-            for kind in (DataError, UsageError):
+            for kind in (DataError, UsageError, DiskError):
                 if told["kind"] == kind.__name__:
                     raise kind(told["message"]) from None
             raise RuntimeError(
@@ -190,6 +191,9 @@ def _explain(out: Path, cell: Cell, processes: int, error: Any) -> None:
     number, failure = error.get_first_failure()
     if failure.exitcode == -signal.SIGINT:
         raise KeyboardInterrupt from None
+    if failure.exitcode == DiskError.exit_code:  # and there was no room to say more
+        raise DiskError(f"{parts_folder(out, cell)}: cannot be written; make room there, then give the same "
+                        "command: it goes on after what is finished")  # fmt: skip
     raise RuntimeError(
         f"process {number + 1} of {processes} was ended: {failure.message or failure.signal_name()}"
     ) from None
