@@ -21,6 +21,7 @@ else:
 STREAMS = ("early", "midventral", "midlateral", "midparietal", "ventral", "lateral", "parietal")
 MODEL_NAMES = ("blip", "diffusion", "clip")
 PHASES = ("early", "mid", "late")  # of writing a caption
+SPEED = ("batch", "block", "device")  # keys of any section that change speed alone
 ARMS = ("caption", "direct", "coarse")  # of pictures; coarse: where the other two start
 
 

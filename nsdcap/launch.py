@@ -77,6 +77,7 @@ def launch(options: argparse.Namespace) -> int:
     print(f"executor {executor}: {why}", flush=True)
     if miniature and not make_miniature(out, cells, options.dry_run):
         return 0
+    from nsdcap import description
     from nsdcap.cells import Ledger
     from nsdcap.containers import check_image, place_script
     from nsdcap.preflight import check_path, keep_cache, make_folder, preflight, write_settings
@@ -90,6 +91,7 @@ def launch(options: argparse.Namespace) -> int:
         tell(ledger, cells, site if executor == "slurm" else None, options)
         return 0
     make_folder(out)
+    description.write(out, miniature)
     if site is not None:
         place_script(out)
         keep_cache(out, site.cache)
