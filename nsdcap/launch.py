@@ -83,7 +83,7 @@ def launch(options: argparse.Namespace) -> int:
     print(f"executor {executor}: {why}", flush=True)
     if miniature and not make_miniature(out, cells, options.dry_run):
         return 0
-    from nsdcap import room
+    from nsdcap import description, room
     from nsdcap.cells import Ledger
     from nsdcap.containers import check_image, place_script
     from nsdcap.lock import holding
@@ -103,6 +103,7 @@ def launch(options: argparse.Namespace) -> int:
 
     def begin() -> None:
         """Write what the cells need, once the run is held."""
+        description.write(out, miniature)
         if site is not None:
             place_script(out)
             keep_cache(out, site.cache)
