@@ -146,8 +146,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     made = table(options.voxels)
     if options.write:
-        text = README.read_text(encoding="utf-8")
-        README.write_text(text.replace(written(text), made), encoding="utf-8")
+        before, after = README.read_text(encoding="utf-8").split(BEGIN + "\n")
+        after = after.split(END)[1]
+        README.write_text(f"{before}{BEGIN}\n{made}{END}{after}", encoding="utf-8")
     else:
         print(made, end="")
     return 0
