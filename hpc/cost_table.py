@@ -110,9 +110,10 @@ def table(voxels: int = VOXELS) -> str:
             there = f"at most {memory}"
         else:
             there = f"{size(one.held)} of weights, and a batch"
+        stage, *rest = one.name.partition(",")
         lines.append(
-            f"| `{one.name.partition(',')[0]}`{''.join(one.name.partition(',')[1:])} | {one.cells} | {with_gpu} "
-            f"| {alone} | {memory} | {there} | {size(one.gpu.disk_bytes)} |"
+            f"| `{stage}`{''.join(rest)} | {one.cells} | {with_gpu} | {alone} | {memory} | {there} "
+            f"| {size(one.gpu.disk_bytes)} |"
         )
     hours = sum(one.cells * one.gpu.seconds for one in found) / 3600
     on_gpus = sum(one.cells * one.gpu.seconds for one in found if one.gpu.gpu) / 3600

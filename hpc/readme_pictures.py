@@ -2,9 +2,9 @@
 
     python hpc/readme_pictures.py OUT [--into FOLDER]
 
-OUT is the folder of the run, as hpc/run-miniature makes it. Drawn are figures of the report: pictures and captions of
-the first subject, a flat map of it, and r by layer over all subjects; made small enough for a page, in few
-colours. A run on NSD is refused, for its pictures may not be shown to others.
+OUT is the folder of the run, as hpc/run-miniature makes it. Drawn are figures of the report: pictures and
+captions of the first subject, a flat map of it, and r by layer over all subjects; made small enough for a
+page, in few colours. A run on NSD is refused, for its pictures may not be shown to others.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def pictures(out: Path) -> Iterator[tuple[str, Image.Image]]:
     root = Path(load(config_file(out)).data.nsd_root)
     if not (root / "truth").is_dir():
         raise UsageError(
-            f"{out}: its data, {root}, have no folder truth/ and so are not the miniature's; pictures of NSD may "
-            "not be shown to others. Give a run of hpc/run-miniature"
+            f"{out}: its data, {root}, have no folder truth/ and so are not the miniature's; pictures of NSD "
+            "may not be shown to others. Give a run of hpc/run-miniature"
         )
     import matplotlib
 
