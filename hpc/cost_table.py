@@ -79,8 +79,8 @@ def rows(voxels: int = VOXELS) -> Iterator[Row]:
         ("features, shared", 1, data.tests),
         ("features, own", SUBJECTS, data.pictures),
     ):
-        both = (cost.features(n, models, settings) for settings in (with_gpu, alone))
-        yield Row(name, cells, *both, weights("blip", "diffusion"))
+        there, here = (cost.features(n, models, settings) for settings in (with_gpu, alone))
+        yield Row(name, cells, there, here, weights("blip", "diffusion"))
     yield row("decode", SUBJECTS, "decode")
     yield row("caption", SUBJECTS, "caption", weights("blip", "clip"))
     yield row("reconstruct", SUBJECTS, "reconstruct", weights("diffusion", "clip"))
@@ -89,8 +89,8 @@ def rows(voxels: int = VOXELS) -> Iterator[Row]:
     yield row("encode, z_v", SUBJECTS, "encode", joint=False)
     yield row("encode, a layer", 13 * SUBJECTS, "encode", joint=True)
     several = [data] * SUBJECTS
-    both = (cost.aggregate(several, models, settings) for settings in (with_gpu, alone))
-    yield Row("aggregate", 1, *both, None)
+    there, here = (cost.aggregate(several, models, settings) for settings in (with_gpu, alone))
+    yield Row("aggregate", 1, there, here, None)
 
 
 def table(voxels: int = VOXELS) -> str:
