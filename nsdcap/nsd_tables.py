@@ -130,7 +130,7 @@ def _stim_info(path: Path, stamp: object) -> StimInfo:
         raise DataError(f"{path}: cocoId {repeated[0]} stands twice; fetch it again.")
     split = np.array([row[2] for row in rows])
     if len(unknown := np.setdiff1d(split, ["train2017", "val2017"])):
-        raise DataError(f"{path}: cocoSplit {unknown[0]!r}, expected train2017 or val2017.")
+        raise DataError(f"{path}: cocoSplit {str(unknown[0])!r}, expected train2017 or val2017.")
     if not np.all((trials >= 0) & (trials <= TRIALS) & (trials % 1 == 0)):
         raise DataError(f"{path}: subjectN_repM holds no number of a trial, 0 to {TRIALS}.")
     order = np.argsort(ids)
