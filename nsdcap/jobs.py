@@ -53,7 +53,7 @@ class Array:
     cells: tuple[Cell, ...]
     job: str = ""
     held: bool = False
-    submitted: float = 0.0  # seconds since the epoch
+    submitted: float = 0.0  # seconds since the epoch, by the clock of the run's folder
     tries: tuple[int, ...] = ()
     memory: tuple[int, ...] = ()
     time: tuple[int, ...] = ()
@@ -117,7 +117,10 @@ def read(out: Path) -> list[Array]:
     """All records of a run, in the order of submission."""
     found = []
     for path in sorted(folder(out).glob("*.json")):
-        kept = json.loads(path.read_text())
+        try:
+            kept = json.loads(path.read_text())
+        except FileNotFoundError:  # a launcher has just found that it was never submitted
+            continue
         kept["cells"] = tuple(Cell(*cell) for cell in kept["cells"])
         for name in ("tries", "memory", "time", "signatures"):
             kept[name] = tuple(kept[name])
