@@ -91,6 +91,9 @@ def launch(options: argparse.Namespace) -> int:
         return 0
     make_folder(out)
     if site is not None:
+        from nsdcap.private import keep_private
+
+        keep_private(out)
         place_script(out)
         keep_cache(out, site.cache)
     if executor == "slurm" and site is not None:
