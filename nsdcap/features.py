@@ -58,7 +58,8 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
         models = config.models
         return Blip(models, config.caption), Diffusion(models, config.reconstruct)
 
-    with h5py.File(target, "w") as file:
+    # no cache of chunks: where one cannot be emptied, on a full disk, HDF5 2.0 kills the process
+    with h5py.File(target, "w", rdcc_nbytes=0) as file:
         file["nsd_id"] = ids
         captions = file.create_dataset("caption", len(ids), h5py.string_dtype())
         batches = list(blocks(len(ids), config.models.batch))
