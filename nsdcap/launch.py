@@ -88,6 +88,7 @@ def launch(options: argparse.Namespace) -> int:
     from nsdcap.containers import check_image, place_script
     from nsdcap.lock import holding
     from nsdcap.preflight import check_path, keep_cache, make_folder, preflight, write_settings
+    from nsdcap.private import keep_private
 
     ledger = Ledger(settings, out)
     if site is not None:
@@ -103,6 +104,8 @@ def launch(options: argparse.Namespace) -> int:
 
     def begin() -> None:
         """Write what the cells need, once the run is held."""
+        if site is not None:
+            keep_private(out)
         description.write(out, miniature)
         if site is not None:
             place_script(out)
