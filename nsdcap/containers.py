@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nsdcap import weights
 from nsdcap.cells import Ledger
-from nsdcap.errors import DataError, NsdcapError
+from nsdcap.errors import DataError, NsdcapError, absent
 from nsdcap.model_files import local
 from nsdcap.paths import atomic
 from nsdcap.shards import THREADS
@@ -85,7 +85,7 @@ def check_image(image: str) -> None:
         with path.open("rb") as file:
             found = file.read(offset + len(magic))[offset:]
     except OSError as error:
-        raise DataError(
+        raise absent(
             f"image {path}: {error.strerror}; build it (containers/build.sh) or pull it"
         ) from None
     if found != magic:
