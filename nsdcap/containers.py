@@ -58,9 +58,18 @@ def command(ledger: Ledger, site: Site, *, threads: int, gpus: list[str] | int |
     return [*words, "--", "python"]
 
 
+def image_command(site: Site) -> list[str]:
+    """Words that run Python in the site's image as tasks do, but for the folders of a run."""
+    words = ["bash", str(run_sh()), "--image", site.image]
+    words += ["--nv"] if site.nv and visible_gpus() else []
+    for bind in site.binds:
+        words += ["--bind", bind]
+    return [*words, "--", "python"]
+
+
 def place_script(out: Path) -> None:
     """Copy ``containers/run.sh`` into a run's folder, which all of a cluster's nodes see."""
-    script, source = _script(out), _run_sh()
+    script, source = _script(out), run_sh()
     if not script.exists() or script.read_bytes() != source.read_bytes():
         with atomic(script) as partial:
             shutil.copy(source, partial)
@@ -128,7 +137,7 @@ def _linked(path: Path) -> list[Path]:
     return sorted(places - {Path("/")})
 
 
-def _run_sh() -> Path:
+def run_sh() -> Path:
     """``containers/run.sh`` of the checkout, or of the installation."""
     places = (
         Path(__file__).resolve().parents[1] / "containers" / "run.sh",
