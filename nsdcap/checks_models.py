@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from nsdcap import limits, weights
+from nsdcap import headers, limits, weights
 from nsdcap.checks import Row, broken, look
 from nsdcap.config import MODEL_NAMES, Config
 from nsdcap.errors import NsdcapError, UsageError, absent, bound
@@ -42,7 +42,7 @@ def rows(
         there |= {model} if row.verdict == "ok" else set()
         yield row
     if there:
-        yield look("lengths and sizes", lambda: _limits(settings, there))
+        yield look("architectures", lambda: _limits(settings, there), "tensors and sizes that suit")
     if "encode" in stages and "blip" not in loaded - there:
         yield look(
             "encode.layers", lambda: f"layers {', '.join(map(str, encode_layers(settings)))}"
@@ -85,8 +85,7 @@ def _told(where: str, contents: bool) -> str:
 
 def _limits(settings: Config, there: set[str]) -> str:
     limits.check(settings, there)
-    size = settings.models.picture_size
-    return f"pictures of {size or 'its own size'}, captions of {settings.caption.max_length} tokens suit"
+    return f"of {', '.join(sorted(there))}, by their headers"
 
 
 def _backbones(settings: Config, contents: bool) -> Row:
@@ -100,6 +99,7 @@ def _backbones(settings: Config, contents: bool) -> Row:
                 "it empty: then what needs it is not computed"
             )
         weights.verify("models.backbones", place, contents=contents)
+        headers.check("backbones", place)
         return _told(place, contents)
 
     return (

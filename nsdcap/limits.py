@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from nsdcap import weights
+from nsdcap import headers, weights
 from nsdcap.config import Caption, Config, Models, Reconstruct
 from nsdcap.errors import DataError, UsageError, first_line
 from nsdcap.model_files import is_checkpoint, read_configuration
@@ -22,9 +22,13 @@ def check(settings: Config, loaded: Iterable[str]) -> None:
         A picture size that is no multiple of the ViT's patch or of the autoencoder's reduction, a caption
         that has no room after its prompt or is longer than the text decoder's positions.
     DataError
-        A configuration or tokenizer that is damaged.
+        A configuration or tokenizer that is damaged, a model of another kind, tensors that are not those of
+        its configuration.
     """
     models = settings.models
+    loaded = set(loaded)
+    for model in sorted(loaded):
+        headers.check(model, getattr(models, model))
     blip = blip_config(models.blip) if "blip" in loaded else {}
     if blip.get("model_type", "blip") == "blip" and blip:  # of another model its class tells
         check_picture_size(models.picture_size, blip.get("vision_config", {}).get("patch_size", 16))

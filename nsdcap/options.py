@@ -139,11 +139,12 @@ def image_file(options: argparse.Namespace) -> str:
 def settle(options: argparse.Namespace, out: Path, miniature: bool) -> Config:
     """The settings that the options, the file and the preset amount to."""
     from nsdcap import config
+    from nsdcap.typed_toml import to_toml
 
     given = list(options.set)
     if options.nsd_root:
-        given.append(f"data.nsd_root={str(options.nsd_root.absolute())!r}")
-    if options.subjects:
+        given.append(f"data.nsd_root={to_toml(str(options.nsd_root.absolute()))}")
+    if options.subjects is not None:
         given.append(f"data.subjects={options.subjects}")
     if options.layers is not None:
         given.append(f"encode.layers={options.layers}")
