@@ -42,6 +42,14 @@ def rows(settings: Config, stages: Iterable[str], thorough: bool = True) -> Iter
     ``thorough``: also what no stage would stop at, such as a NIfTI file that differs from the HDF5 file
     that is read in its place.
     """
+    told: set[str] = set()
+    for row in _rows(settings, set(stages), thorough):
+        if row.error is None or str(row.error) not in told:  # one file's fault is told once
+            yield row
+        told.add(str(row.error))
+
+
+def _rows(settings: Config, stages: set[str], thorough: bool) -> Iterator[Row]:
     try:
         nsd = open_nsd(settings)
     except NsdcapError as error:
@@ -134,13 +142,19 @@ def _volumes(
     total = len(found[0].ncsnr)
     yield Row(f"{name} ncsnr", "ok" if known == total else "note", f"of {known:,} voxels", f"of {total:,}",
               "" if known == total else "voxels without one are left out")  # fmt: skip
+    sound: list[int] = []
+
+    def check(number: int) -> None:
+        check_session(nsd, subject, number, found[0])
+        sound.append(number)
+
+    grid = _text(found[0].shape)
     if there:
         yield from each(
-            f"{name} betas", there, lambda number: check_session(nsd, subject, number, found[0]),
-            f"int16, {TRIALS_PER_SESSION} trials each, in {_text(found[0].shape)}",
+            f"{name} betas", there, check, f"int16, {TRIALS_PER_SESSION} trials each, in {grid}",
             "the grid of the ROI, not all zero",
         )  # fmt: skip
-    both = [number for number in there if len(_formats(nsd, subject, number)) == 2]
+    both = [number for number in sound if len(_formats(nsd, subject, number)) == 2]
     if both and thorough:
         xyz = sample(found[0].xyz)
         yield from each(
