@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nsdcap import limits
 from nsdcap.cells import open_nsd, sessions_of
 from nsdcap.checks import Row, broken, each, look
 from nsdcap.config import STREAMS, Config
@@ -27,7 +28,7 @@ from nsdcap.nsd_checks import (
     split,
 )
 from nsdcap.nsd_read import load_image, reading
-from nsdcap.stages import STAGES
+from nsdcap.stages import SOLVERS, STAGES
 
 # in NSD's first 37 sessions, of every subject: trials, those of training, of the test, and the pictures of
 # training and of the test that they show
@@ -63,6 +64,8 @@ def _rows(settings: Config, stages: set[str], thorough: bool) -> Iterator[Row]:
     shown: set[int] = set()
     for subject in settings.data.subjects:
         yield from _subject(settings, nsd, subject, kinds, shown, thorough)
+    if SOLVERS & stages:
+        yield look("folds", lambda: _folds(settings, nsd, stages), "fewer than training pictures")
     if not shown and pictures:
         yield Row("pictures", "note", "not looked at: it is not known which are shown")
         return
@@ -102,6 +105,11 @@ def _subject(
 def _design(nsd: NSD) -> str:
     check_design(nsd)
     return f"{nsd.design_file().name}: both do, of all trials of 8 subjects"
+
+
+def _folds(settings: Config, nsd: NSD, stages: set[str]) -> str:
+    limits.check_folds(settings, nsd, stages)
+    return str(settings.ridge.folds)
 
 
 def _trials(nsd: NSD, subject: int, numbers: list[int], shown: set[int]) -> Row:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from nsdcap import room
 from nsdcap.cells import Ledger
 from nsdcap.checks import Row, broken, look
 from nsdcap.config import Config
@@ -19,12 +20,11 @@ from nsdcap.containers import MissingError, visible_gpus
 from nsdcap.cost import CORE_FLOPS, Cost, Costs
 from nsdcap.devices import array_library, choose_device
 from nsdcap.dry_run import duration, size
-from nsdcap.errors import NsdcapError, UsageError, absent, bound
+from nsdcap.errors import NsdcapError, UsageError, bound
 from nsdcap.memory import free_host_memory
 from nsdcap.paths import Cell
-from nsdcap.stages import STAGES
+from nsdcap.stages import SOLVERS, STAGES
 
-SOLVERS = ("decode", "kernel", "encode")  # stages that compute with CuPy where it is there
 LATE = 2.0  # seconds by which a folder's clock may be off
 PATIENCE = 86400.0  # seconds on the CPU that are not worth a word
 
@@ -73,21 +73,6 @@ def folder_rows(out: Path) -> Iterator[Row]:
                       "from what runs by times")  # fmt: skip
 
 
-def enough_room(out: Path, needed: float) -> str:
-    """How much is free for ``needed`` bytes of results; DataError where that is less."""
-    try:
-        free = shutil.disk_usage(_nearest(out)).free
-    except OSError as error:
-        raise absent(f"--out {out}: {error.strerror}; name another folder{bound()}") from None
-    told = f"{size(free)} free in {out}"
-    if free < needed:
-        raise absent(
-            f"--out {out}: found {size(free)} free on its disk, expected {size(needed)}, about what is to be "
-            "written; free room, or name a folder on another disk"
-        )
-    return told
-
-
 def to_run(ledger: Ledger, cells: Iterable[Cell]) -> list[tuple[Cell, Cost]]:
     """The cells that are not done, with what they cost. Raises DataError where sizes cannot be told."""
     costs = Costs(ledger)
@@ -109,11 +94,12 @@ def room_rows(
             "disk and memory", "note", "not estimated: sizes follow from data and models, see there"
         )
         return
-    needed = sum(cost.disk_bytes for _, cost in waiting)
     if out is not None:
-        yield look(
-            "disk", lambda: enough_room(out, needed), f"{size(needed)} for {len(waiting)} cells"
+        wanted = room.needed(ledger, cells)
+        row = look(
+            "disk", lambda: room.refuse(out, wanted), f"{size(wanted)} for {len(waiting)} cells"
         )
+        yield replace(row, verdict="missing") if row.error else row
     if elsewhere or not waiting:
         return
     cell, cost = max(waiting, key=lambda pair: pair[1].memory_bytes)

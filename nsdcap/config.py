@@ -21,6 +21,7 @@ __all__ = ["CHOICES", "STREAMS", "Config", "dump", "load"]
 
 MODEL_NAMES = ("blip", "diffusion", "clip")
 PHASES = ("early", "mid", "late")  # of writing a caption
+SPEED = ("batch", "block", "device")  # keys of any section that change speed alone
 ARMS = ("caption", "direct", "coarse")  # of pictures; coarse: where the other two start
 
 

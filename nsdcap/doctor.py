@@ -15,6 +15,7 @@ from nsdcap.options import (
     MINIATURE_OUT,
     STAGE_NAMES,
     add_run,
+    check_options,
     choose_executor,
     chosen_cells,
     read_site,
@@ -32,8 +33,8 @@ COLOURS = {"ok": "green", "note": "yellow"}
 EPILOG = """\
 With neither --config nor --nsd-root the built-in miniature is looked at, in OUT/nsd. Files are sampled, not
 read whole; nothing is written and nothing fetched.
-Exit codes: 0 all good (notes are no faults), 65 something is bad, else 69 something is missing, else 2 a
-setting does not suit; 2 also for wrong options.
+Exit codes: 0 all good (notes are no faults), 65 something is bad, else 69 something is missing (room on the
+disk too), else 2 a setting does not suit; 2 also for wrong options.
 """
 
 
@@ -59,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_run(parser)
-    parser.set_defaults(processes=1)
+    parser.set_defaults(jobs=1, processes=1)
     parser.add_argument("--part", action="append", choices=PARTS, help="only this (repeatable)")
     parser.add_argument("--json", action="store_true", help="rows as JSON, for machines")
     return parser
@@ -109,6 +110,7 @@ def settle_case(options: argparse.Namespace) -> Case:
     from nsdcap import miniature
     from nsdcap.weights import use_cache
 
+    check_options(options)
     built_in = options.config is None and options.nsd_root is None
     out = options.out or (MINIATURE_OUT if built_in else None)
     out = out.absolute() if out is not None else None

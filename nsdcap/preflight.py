@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nsdcap import weights
-from nsdcap.cells import Ledger
 from nsdcap.checks import Row
 from nsdcap.config import Config
 from nsdcap.errors import UsageError, bound
@@ -26,7 +25,7 @@ def preflight(
     data, models, the folder ``out``, the image; with ``slurm`` its partitions.
 
     ``site`` where tasks run the cells. A hub id that is not in the cache is fetched to it, off-line or
-    ``dry`` not; ``dry`` computes no SHA-256 either, and does not ask whether the run can be written.
+    ``dry`` not; ``dry`` computes no SHA-256 either, and does not ask whether ``out`` can be written.
 
     Raises
     ------
@@ -56,7 +55,6 @@ def _rows(
     if dry or out is None:
         return
     yield from checks_machine.folder_rows(out)
-    yield from checks_machine.room_rows(Ledger(settings, out), cells, out, elsewhere=True)
     if site is not None and slurm and any(checks_cluster.wanted(site, stage) for stage in stages):
         yield from checks_cluster.slurm_rows(site, stages)
 

@@ -108,7 +108,7 @@ def prepare(
     total = np.zeros(n_voxels)
     squares = np.zeros(n_voxels)
     test_sum = np.zeros((len(test_ids), n_voxels))  # (n_pictures, n_voxels)
-    with h5py.File(out, "w") as file:
+    with h5py.File(out, "w", rdcc_nbytes=0) as file:  # see ``features``
         rows = file.create_dataset(
             "betas_train",
             (n_train, n_voxels),

@@ -14,9 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from nsdcap import checks, checks_machine, config, doctor, launch, miniature
+from nsdcap import checks, checks_machine, config, doctor, launch, miniature, room
 from nsdcap.cells import Ledger
-from nsdcap.errors import DataError, UsageError
+from nsdcap.errors import UsageError
 from nsdcap.model_files import sha256
 from nsdcap.nsd import NSD
 from nsdcap.nsd_checks import sample, select
@@ -318,8 +318,8 @@ def test_room_on_the_disk_is_held_against_the_estimate(tiny_tree, tmp_path):
     assert [cell for cell, _ in waiting] == cells
     disk, memory = checks_machine.room_rows(ledger, cells, tmp_path / "out", elsewhere=False)
     assert (disk.verdict, memory.verdict) == ("ok", "ok")
-    with pytest.raises(DataError, match=r"found .* free on its disk, expected 1e\+06 TB"):
-        checks_machine.enough_room(tmp_path, 1e18)
+    with pytest.raises(UsageError, match=r"are free, the cells .* about 1e\+06 TB"):
+        room.refuse(tmp_path, 1e18)
 
 
 GPU = {"version": "2.9.1+cu130", "cuda": "13.0", "gpus": ["NVIDIA H100"], "fails": ""}

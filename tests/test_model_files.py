@@ -89,9 +89,15 @@ def test_a_run_with_a_checkpoint_file_carries_its_sha256(
 
     assert Ledger(settings(), out).state(Cell("features")).word == "done"
     os.utime(checkpoint[1] / "vocab.txt", (1, 1))
-    assert reason() == "file blip_tokenizer/vocab.txt has changed"
     os.utime(checkpoint[0], (1, 1))
-    assert reason() == "file blip/model_base.pth has changed"
+    assert reason() == ""  # the same, at another time
+    with (checkpoint[1] / "vocab.txt").open("a") as file:
+        file.write("another\n")
+    assert reason() == "file blip_tokenizer/vocab.txt holds something else than before"
+    with checkpoint[0].open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"?")
+    assert reason().startswith("file blip/model_base.pth holds something else than before; file b")
 
 
 def test_sizes_and_costs_are_those_of_the_checkpoint(settings, tmp_path):
