@@ -17,7 +17,7 @@ from typing import Any
 
 from nsdcap import __version__, config, outside, parts, provenance, reasons, shards, weights
 from nsdcap.config import Config
-from nsdcap.errors import DataError, NsdcapError, bound
+from nsdcap.errors import DataError, NsdcapError, absent, bound
 from nsdcap.hub import at_hand
 from nsdcap.paths import (
     DONE,
@@ -71,7 +71,7 @@ def open_nsd(settings: Config) -> Any:
         raise DataError("data.nsd_root is empty: give --nsd-root, the folder that holds nsddata/")
     root = Path(settings.data.nsd_root)
     if not (root / "nsddata").is_dir():
-        raise DataError(
+        raise absent(
             f"NSD root {root}: found no folder nsddata/ there; give NSD's top folder{bound()}"
         )
     annotations = Path(settings.data.annotations) if settings.data.annotations else None
