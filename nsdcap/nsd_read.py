@@ -21,6 +21,7 @@ import numpy as np
 from nsdcap.errors import DataError, first_line
 
 DEFLATE = 1032  # zlib makes data at most so many times smaller
+SMALL = 1 << 26  # bytes that may be allocated whatever the file's length
 
 
 def must_exist(path: Path, hint: str = "; check the NSD root, or fetch the file") -> None:
@@ -156,7 +157,7 @@ def find_dataset(file: h5py.File, path: Path, name: str, dtype: str, ndim: int) 
             )
     held = os.path.getsize(path) * (DEFLATE if filters else 1)
     block = math.prod(dataset.chunks or (1,)) * dataset.dtype.itemsize
-    if block > held:
+    if block > max(held, SMALL):
         raise DataError(
             f"{path}: {name} has chunks of {block} bytes, more than the file holds; fetch it again."
         )

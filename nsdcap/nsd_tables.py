@@ -9,7 +9,6 @@ import csv
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -96,11 +95,18 @@ def read_stim_info(path: Path) -> StimInfo:
     """
     must_exist(path)
     stat = path.stat()
-    return _stim_info(path, (path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino))
+    stamp = (path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    if stamp not in _KEPT:
+        found = _stim_info(path)
+        _KEPT.clear()
+        _KEPT[stamp] = found
+    return _KEPT[stamp]
 
 
-@lru_cache(maxsize=1)
-def _stim_info(path: Path, stamp: object) -> StimInfo:
+_KEPT: dict[object, StimInfo] = {}  # the last table that was read
+
+
+def _stim_info(path: Path) -> StimInfo:
     columns = ["nsdId", "cocoId", "cocoSplit", "shared1000"]
     columns += [f"subject{s}_rep{m}" for s in range(1, SUBJECTS + 1)
                 for m in range(REPEATS)]  # fmt: skip
@@ -130,7 +136,7 @@ def _stim_info(path: Path, stamp: object) -> StimInfo:
         raise DataError(f"{path}: cocoId {repeated[0]} stands twice; fetch it again.")
     split = np.array([row[2] for row in rows])
     if len(unknown := np.setdiff1d(split, ["train2017", "val2017"])):
-        raise DataError(f"{path}: cocoSplit {unknown[0]!r}, expected train2017 or val2017.")
+        raise DataError(f"{path}: cocoSplit {str(unknown[0])!r}, expected train2017 or val2017.")
     if not np.all((trials >= 0) & (trials <= TRIALS) & (trials % 1 == 0)):
         raise DataError(f"{path}: subjectN_repM holds no number of a trial, 0 to {TRIALS}.")
     order = np.argsort(ids)
