@@ -24,7 +24,6 @@ from nsdcap.errors import DataError, UsageError
 from nsdcap.jobs import Array
 from nsdcap.nsd import NSD
 from nsdcap.paths import Cell, artefact
-from nsdcap.preflight import check_path
 from nsdcap.private import keep_private
 from nsdcap.site import Resources, load
 from nsdcap.submit import Planned
@@ -197,23 +196,29 @@ def arguments(root: Path, out: Path, *more: str) -> list[str]:
 @pytest.mark.parametrize("executor", ["inline", "local"])
 def test_names_are_not_run(tiny_tree, tmp_path, executor):
     """By the command line: NSD's folder, the run's, and the folder that it is started in."""
-    odd = ODD + "\n$(touch pwned)"
-    if executor == "local":  # logs cannot have these, and it is refused
-        with pytest.raises(UsageError, match="in the path of a log"):
-            check_path(tmp_path / odd)
-        odd = ODD.replace("\\", "")
+    # a backslash cannot be in the name of a log, and is refused there
+    odd = ODD.replace("\\", "") if executor == "local" else ODD
     here = tmp_path / odd
     here.mkdir()
     (here / f"{odd}nsd").symlink_to(tiny_tree)
-    words = arguments(Path(f"{odd}nsd"), Path(odd), "--executor", executor)
-    done = subprocess.run(
-        [sys.executable, "-m", "nsdcap.launch", *words],
-        cwd=here,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        umask=0,
-    )
+
+    def run(root: str, out: str) -> subprocess.CompletedProcess[str]:
+        words = arguments(Path(root), Path(out), "--executor", executor)
+        return subprocess.run(
+            [sys.executable, "-m", "nsdcap.launch", *words],
+            cwd=here,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            umask=0,
+        )
+
+    for root, out in ((f"{odd}nsd\n$(touch pwned)", odd), (f"{odd}nsd", "x\n$(touch pwned)")):
+        done = run(root, out)
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
+    assert [path.name for path in here.iterdir()] == [f"{odd}nsd"]
+    done = run(f"{odd}nsd", odd)
     assert done.returncode == 0, done.stderr
     assert artefact(here / odd, Cell("prepare", 1)).exists()
     assert not list(tmp_path.rglob("pwned"))
