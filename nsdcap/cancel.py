@@ -30,16 +30,19 @@ def cancel(out: Path, stage: str | None) -> int:
     ------
     QueueError
         SLURM does not answer.
+    HeldError
+        It is just being submitted.
     UsageError
-        No run on a cluster lies there, or it is just being submitted.
+        No run on a cluster lies there.
     """
     from nsdcap import jobs
+    from nsdcap.lock import holding
 
     if not jobs.folder(out).is_dir():
         raise UsageError(
             f"{out}: found no jobs/ there; give the folder of a run on a cluster (--out)"
         )
-    with jobs.submitting(out):
+    with holding(out, "nsdcap.cancel"):
         # by the name, which is there before the job and says the run: an id or a record may be missing
         begins = f"nsdcap-{stage or ''}"
         live = [

@@ -22,6 +22,19 @@ class DataError(NsdcapError):
     exit_code = 65
 
 
+class DiskError(NsdcapError, OSError):
+    """A disk that is full, or fails, or may not be written. Once that is mended the same command goes on."""
+
+    exit_code = 74
+
+    def __init__(self, message: str, number: int = 0):
+        super().__init__(message)
+        self.message, self.errno, self.strerror = message, number, os.strerror(number)
+
+    def __str__(self) -> str:
+        return self.message
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what a library's error says, 200 letters of it; its class where it says nothing."""
     lines = str(error).strip().splitlines()

@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 
 from nsdcap.cells import Ledger
-from nsdcap.errors import NsdcapError
+from nsdcap.errors import DiskError, NsdcapError
 from nsdcap.paths import Cell, artefact, failure
 
 
 def run_inline(ledger: Ledger, cells: list[Cell], force: bool, processes: int = 1) -> int:
-    """One cell after another in this process; a failed cell does not stop those that need it not.
+    """One cell after another in this process; a failed cell does not stop those that need it not, but for
+    one that failed for want of room on the disk.
 
     Pictures of a cell are shared out over ``processes``, see ``shards``.
     """
@@ -24,6 +25,8 @@ def run_inline(ledger: Ledger, cells: list[Cell], force: bool, processes: int = 
             tally.ended(cell, how, time.monotonic() - start)
         except NsdcapError as error:
             tally.failed(cell, str(error), error.exit_code)
+            if isinstance(error, DiskError):  # the others would end so, too, after hours of work
+                break
         except Exception as error:  # whatever a cell dies of, the others go on
             tally.failed(cell, f"{type(error).__name__}: {error}", 1, failure(ledger.out, cell))
     return tally.close(ledger)
@@ -53,7 +56,8 @@ class Tally:
         print(f"[{self._count()}] {cell}: FAILED, {last}{where}", file=sys.stderr, flush=True)
 
     def close(self, ledger: Ledger) -> int:
-        """The last line; returns 0, 65 (bad data), 1 (a cell failed) or 75 (inputs are missing)."""
+        """The last line; returns 0, 74 (the disk), 65 (bad data), 1 (a cell failed) or 75 (inputs are
+        missing)."""
         took = time.monotonic() - self.start
         print(
             f"{self.done} of {self.total} cells done, {self.skipped} of them before, {took:.0f} s"
@@ -61,7 +65,7 @@ class Tally:
         page = artefact(ledger.out, Cell("aggregate")) / "report.html"
         if page.exists() and not self.codes:
             print(f"report: {page}")
-        return next((code for code in (65, 1, 2, 75) if code in self.codes), 0)
+        return next((code for code in (74, 65, 1, 2, 75, *self.codes) if code in self.codes), 0)
 
     def _count(self) -> str:
         return f"{self.done + len(self.codes)}/{self.total}"

@@ -11,15 +11,14 @@ import json
 import os
 import re
 import subprocess
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from nsdcap.errors import NsdcapError, UsageError
-from nsdcap.paths import HOST, Cell, write_json
+from nsdcap.errors import DataError, NsdcapError, first_line
+from nsdcap.options import STAGE_NAMES
+from nsdcap.paths import Cell, write_json
 
 ACTIVE = {
     "CONFIGURING": "running", "COMPLETING": "running", "RUNNING": "running", "SIGNALING": "running",
@@ -117,15 +116,61 @@ def write(out: Path, array: Array) -> None:
 
 
 def read(out: Path) -> list[Array]:
-    """All records of a run, in the order of submission."""
-    found = []
-    for path in sorted(folder(out).glob("*.json")):
-        kept = json.loads(path.read_text())
-        kept["cells"] = tuple(Cell(*cell) for cell in kept["cells"])
-        for name in ("tries", "memory", "time", "signatures"):
-            kept[name] = tuple(kept[name])
-        found.append(Array(**kept))
+    """All records of a run, in the order of submission.
+
+    Raises
+    ------
+    DataError
+        One cannot be read, or is no record.
+    """
+    found = [_record(path) for path in sorted(folder(out).glob("*.json"))]
     return sorted(found, key=lambda array: (array.submitted, array.name))
+
+
+# of each field but the cells: its type, and that of its items
+_KINDS: dict[str, tuple[Any, Any]] = {
+    "name": (str, None), "stage": (str, None), "job": (str, None), "held": (bool, None),
+    "submitted": ((int, float), None), "tries": (list, int), "memory": (list, int), "time": (list, int),
+    "signatures": (list, str), "resources": (dict, None), "waits": (list, None), "user": (int, None),
+}  # fmt: skip
+
+
+def _cell(stage: Any, subject: Any, layer: Any) -> Cell:
+    if stage not in STAGE_NAMES or not all(
+        value is None or (type(value) is int and 0 <= value < 100_000) for value in (subject, layer)
+    ):
+        raise ValueError(f"no cell is {repr((stage, subject, layer))[:60]}")
+    return Cell(stage, subject, layer)
+
+
+def _record(path: Path) -> Array:
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if unknown := kept.keys() - {"cells", *_KINDS}:
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))[:60]}")
+        cells = tuple(_cell(*row) for row in kept["cells"])
+        if not cells:
+            raise ValueError("no cells")
+        for name, (kind, item) in _KINDS.items():
+            if name not in kept and name not in ("name", "stage"):  # of an earlier version
+                continue
+            value = kept[name]
+            if not isinstance(value, kind) or (
+                kind in (int, (int, float)) and isinstance(value, bool)
+            ):
+                raise ValueError(f"{name} is {repr(value)[:60]}")
+            if item and not all(type(one) is item for one in value):
+                raise ValueError(f"{name} is {repr(value)[:60]}")
+            if item and len(value) not in (0, len(cells)):
+                raise ValueError(f"{len(value)} {name} of {len(cells)} cells")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise DataError(
+            f"{path}: cannot be read as a record of jobs ({why}); see with squeue that none of this run waits "
+            "or runs, then remove the file"
+        ) from None
+    lists = {name: tuple(kept[name]) for name, (_, item) in _KINDS.items() if item and name in kept}
+    return Array(**{**kept, **lists, "cells": cells})
 
 
 # --- what SLURM says ------------------------------------------------------------------------------
@@ -211,6 +256,7 @@ def tasks(out: Path, rows: list[list[str]] | None, arrays: list[Array]) -> dict[
 _CAUSES = (
     ("memory", ("OUT_OF_MEMORY",), r"oom[-_ ]kill|Out Of Memory|[Ee]xceeded (job )?memory limit"),
     ("dependency", (), r"Incomplete: .* not done"),
+    ("disk", (), r"errors\.DiskError: "),
     ("time", ("TIMEOUT", "DEADLINE"), r"DUE TO TIME LIMIT|timed-out too many times"),
     ("preempted", ("PREEMPTED",), r"DUE TO PREEMPTION"),
     ("node", ("NODE_FAIL", "BOOT_FAIL"), r"NODE FAILURE|Node failure on"),
@@ -226,7 +272,7 @@ OWN_FAULT = ("exception", "memory", "time")
 def cause(task: Task, note: str = "", state: str = "") -> tuple[str, str]:
     """Why a job ended without a result: a word, and what is known of it.
 
-    exception, memory, time, preempted, node, cancelled, dependency, killed, or lost (nothing is known).
+    exception, memory, disk, time, preempted, node, cancelled, dependency, killed, or lost (nothing is known).
     ``note`` is the last line of the traceback that the job left beside the cell's result, "" without one.
     ``state`` is accounting's word where the queue has none.
     """
@@ -235,7 +281,7 @@ def cause(task: Task, note: str = "", state: str = "") -> tuple[str, str]:
         if state in states and word != "cancelled":
             return word, state
     if note:
-        for word, _, pattern in _CAUSES[:3]:
+        for word, _, pattern in _CAUSES[:4]:
             if re.search(pattern, note) or (word == "memory" and _NO_MEMORY.search(note)):
                 return word, note
         return "exception", note
@@ -285,63 +331,3 @@ def cancel(ids: Iterable[str]) -> None:
     wanted = list(ids)
     for start in range(0, len(wanted), 500):
         subprocess.run(["scancel", *wanted[start : start + 500]], capture_output=True, check=False)
-
-
-@contextmanager
-def submitting(out: Path) -> Iterator[None]:
-    """Only one process at a time submits a run.
-
-    Raises
-    ------
-    UsageError
-        Another one does; its host, process and time.
-    """
-    path = folder(out) / "lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{path.parent}: cannot be written ({error.strerror})") from None
-    mine = f"{HOST} {os.getpid()} {datetime.now().isoformat(timespec='seconds')}"
-    while True:
-        try:
-            with path.open("x") as file:
-                file.write(mine)
-            break
-        except FileExistsError:
-            host, pid, since = _holder(path)
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be written ({error.strerror})") from None
-        if host == HOST and not _alive(pid):
-            path.unlink(missing_ok=True)  # it was killed
-        elif host:
-            raise UsageError(
-                f"{path}: process {pid} on {host} submits this run since {since}; wait for it, or remove "
-                "the file if that process is gone"
-            )
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _holder(path: Path) -> tuple[str, int, str]:
-    """Host, process and time in a lock; no host if it has just been let go."""
-    for _ in range(10):
-        try:
-            words = path.read_text().split()
-        except FileNotFoundError:
-            return "", 0, ""
-        if len(words) == 3:
-            return words[0], int(words[1]), words[2]
-        time.sleep(0.1)  # it is being written
-    return "?", 0, "?"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -18,17 +18,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nsdcap.errors import NsdcapError, UsageError, unread
+from nsdcap.errors import DiskError, NsdcapError, UsageError, unread
 from nsdcap.options import (
     MINIATURE_OUT,
     STAGE_NAMES,
     build_parser,
+    check_options,
     choose_executor,
     chosen_cells,
     read_site,
     settle,
 )  # fmt: skip
-from nsdcap.paths import Cell
+from nsdcap.paths import Cell, disk_error
 
 if TYPE_CHECKING:
     from nsdcap.cells import Ledger
@@ -47,6 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     except NsdcapError as error:
         print(f"nsdcap: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        found = disk_error((options.out or MINIATURE_OUT) / "log", error)
+        if found is None:
+            raise
+        print(f"nsdcap: {found}", file=sys.stderr)
+        return found.exit_code
     except KeyboardInterrupt:
         print("nsdcap: stopped; the same command goes on where this one ended", file=sys.stderr)
         return 130
@@ -54,14 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def launch(options: argparse.Namespace) -> int:
     """Settle the settings, then plan (``--dry-run``) or run."""
-    if options.jobs < 1:
-        raise UsageError(f"--jobs: found {options.jobs}, expected at least 1")
+    check_options(options)
     miniature = options.config is None and options.nsd_root is None
     if options.out is None and not miniature:
         raise UsageError("--out: give the folder for the results")
     out = (options.out or MINIATURE_OUT).absolute()
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > 1:
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started not in ("", "0", "1"):
         raise UsageError(
             f"this is one of {started} processes (WORLD_SIZE), each of which would do all of the work: "
             f"start the launcher by itself, with --processes {started}"
@@ -77,8 +83,10 @@ def launch(options: argparse.Namespace) -> int:
     print(f"executor {executor}: {why}", flush=True)
     if miniature and not make_miniature(out, cells, options.dry_run):
         return 0
+    from nsdcap import description, room
     from nsdcap.cells import Ledger
     from nsdcap.containers import check_image, place_script
+    from nsdcap.lock import holding
     from nsdcap.preflight import check_path, keep_cache, make_folder, preflight, write_settings
 
     ledger = Ledger(settings, out)
@@ -89,29 +97,39 @@ def launch(options: argparse.Namespace) -> int:
     if options.dry_run:
         tell(ledger, cells, site if executor == "slurm" else None, options)
         return 0
+    if not options.no_room_check:
+        room.check(ledger, cells, options.force)
     make_folder(out)
-    if site is not None:
-        place_script(out)
-        keep_cache(out, site.cache)
+
+    def begin() -> None:
+        """Write what the cells need, once the run is held."""
+        description.write(out, miniature)
+        if site is not None:
+            place_script(out)
+            keep_cache(out, site.cache)
+        write_settings(settings, out)
+
     if executor == "slurm" and site is not None:
         from nsdcap import sbatch, submit
 
         return submit.submit(
             ledger, cells, site, lambda *array: hand_over(ledger, site, *array),
-            sbatch.needed_resources(ledger, site), lambda: write_settings(settings, out),
+            sbatch.needed_resources(ledger, site), begin,
             retry_failed=options.retry_failed, force=options.force,
         )  # fmt: skip
-    write_settings(settings, out)
-    if site is not None:
-        return run_local(ledger, cells, options.force, options.jobs, site, options.processes)
-    from nsdcap.inline import run_inline
+    with holding(out, "nsdcap.launch"):
+        begin()
+        if site is not None:
+            return run_local(ledger, cells, options.force, options.jobs, site, options.processes)
+        from nsdcap.inline import run_inline
 
-    return run_inline(ledger, cells, options.force, options.processes)
+        return run_inline(ledger, cells, options.force, options.processes)
 
 
 def make_miniature(out: Path, cells: list[Cell], dry: bool) -> bool:
     """Make the built-in miniature's NSD if it is not there; ``dry``: only say so, and return False."""
     from nsdcap import miniature
+    from nsdcap.lock import holding
     from nsdcap.preflight import make_folder
 
     if miniature.is_made(out / "nsd"):
@@ -124,7 +142,9 @@ def make_miniature(out: Path, cells: list[Cell], dry: bool) -> bool:
         print(f"made, which would come first: {out / 'nsd'}, half a minute, 0.2 GB")
         return False
     make_folder(out)
-    miniature.make(out / "nsd")
+    with holding(out, "nsdcap.launch"):
+        if not miniature.is_made(out / "nsd"):  # by now
+            miniature.make(out / "nsd")
     return True
 
 
@@ -140,10 +160,11 @@ class CellTask:
     def __call__(
         self, out: str, stage: str, subject: int | None, layer: int | None, force: bool = False,
         version: str = "", gpus: int = 0, file: str = "", processes: int = 1,
+        launcher: tuple[int, str, str] | None = None,
     ) -> str:  # fmt: skip
         """Compute the cell unless it is done, by the settings in ``file``; returns "done" or "skipped".
 
-        Pictures are shared out over so many ``processes``.
+        Pictures are shared out over so many ``processes``. It ends with its ``launcher``, if there is one.
 
         Raises
         ------
@@ -152,9 +173,11 @@ class CellTask:
         """
         import submitit
 
-        from nsdcap import __version__
+        from nsdcap import __version__, lock
         from nsdcap.cells import run_cell
 
+        if launcher is not None:
+            lock.end_with(*launcher)
         # SLURM sends CONT just before USR2: submitit logs the first, and logging would swallow the error that
         # it raises at the second, after a time limit too many
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
@@ -200,7 +223,7 @@ def run_local(
     """
     import submitit
 
-    from nsdcap import __version__
+    from nsdcap import __version__, lock
     from nsdcap.containers import command, visible_gpus
     from nsdcap.inline import Tally
     from nsdcap.stages import STAGES
@@ -213,7 +236,10 @@ def run_local(
     # as on Ctrl-C, no cell goes on unseen
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     tally = Tally(len(cells))
+    full = False
     for stage in dict.fromkeys(cell.stage for cell in cells):
+        if full:
+            break
         waiting = []
         for cell in [cell for cell in cells if cell.stage == stage]:
             if not force and ledger.state(cell).word == "done":
@@ -235,8 +261,9 @@ def run_local(
                     row = (str(ledger.out), cell.stage, cell.subject, cell.layer, force)
                     with stderr_to(ledger.out / "log" / "launcher.txt"):
                         job = executor.submit(
-                            CellTask(), *row, __version__, len(mine), processes=processes
-                        )
+                            CellTask(), *row, __version__, len(mine), processes=processes,
+                            launcher=lock.here(),
+                        )  # fmt: skip
                     running[cell] = (job, time.monotonic())
                 for cell, (job, start) in list(running.items()):
                     if not job.done():
@@ -246,7 +273,11 @@ def run_local(
                     if error is None:
                         tally.ended(cell, job.result(), time.monotonic() - start)
                     else:
-                        tally.failed(cell, *told(str(error)), job.paths.stderr)
+                        message, code = told(str(error))
+                        tally.failed(cell, message, code, job.paths.stderr)
+                        full = full or code == DiskError.exit_code
+                if full:  # the others would end so, too, after hours of work
+                    waiting.clear()
                 time.sleep(0.1)
         finally:  # stopped by hand: no cell goes on unseen
             for job, _ in running.values():
@@ -260,7 +291,13 @@ def told(traceback: str) -> tuple[str, int]:
 
     inside = re.split(r"^-{20,}$", traceback, flags=re.M)[1:2] or [traceback]
     lines = inside[0].strip().splitlines() or ["no message"]
-    kinds = (errors.UsageError, errors.DataError, errors.NsdcapError, cells.Incomplete)
+    kinds = (
+        errors.UsageError,
+        errors.DataError,
+        errors.DiskError,
+        errors.NsdcapError,
+        cells.Incomplete,
+    )
     codes = {f"{kind.__module__}.{kind.__name__}": kind.exit_code for kind in kinds}
     name, _, message = lines[-1].partition(": ")
     return (message, codes[name]) if name in codes else (lines[-1], 1)

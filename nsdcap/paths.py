@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from nsdcap.errors import DiskError, NsdcapError
 
 HOST = socket.gethostname().split(".")[0]
 _SUFFIX = {"caption": ".json"}  # all others are HDF5
@@ -94,16 +98,19 @@ def atomic(path: Path) -> Iterator[Path]:
 
     The block may write a file or make a folder there. On an error what was begun is removed and
     what stood at ``path`` before is left as it was.
+
+    Raises
+    ------
+    DiskError
+        What the block writes, or the path itself, cannot be written for want of room or rights, or the disk
+        fails: which file, how much was free, what to do.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    me = os.getpid()
-    partial = path.with_name(f".{path.name}.{HOST}.{me}-{_begun(me)}.partial")
+    partial = beside(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
         yield partial
-        if partial.is_file():
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
+        _to_disk(partial)
         if path.is_dir():  # a folder cannot be renamed over one that holds files
             old = partial.with_suffix(".old")
             path.rename(old)
@@ -111,9 +118,86 @@ def atomic(path: Path) -> Iterator[Path]:
             _remove(old)
         else:
             partial.replace(path)
+    except Exception as error:  # HDF5's are RuntimeErrors, too
+        found = disk_error(path, error)
+        if found is None or found is error:
+            raise
+        raise found from error
     finally:
-        _remove(partial)
-        _sweep(path)  # again: one that was being killed may have been alive at the beginning
+        with suppress(OSError):  # what stays now is swept away later
+            _remove(partial)
+            sweep(path)  # again: one that was being killed may have been alive at the beginning
+
+
+def _to_disk(path: Path) -> None:
+    """See to it that a file, or all in a folder, is written: some disks say only then that they are full."""
+    for file in path.rglob("*") if path.is_dir() else (path,):
+        if file.is_file() and not file.is_symlink():
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
+
+
+def beside(path: Path) -> Path:
+    """A name in the same folder that says whose it is, so that ``sweep`` finds what was left there."""
+    me = os.getpid()
+    return path.with_name(f".{path.name}.{HOST}.{me}-{begun(me)}.partial")
+
+
+_CURES = {
+    errno.ENOSPC: "make room there, then give the same command: it goes on after what is finished",
+    errno.EDQUOT: "your quota there is used up: make room, then give the same command, which goes on after "
+    "what is finished",
+    errno.EFBIG: "files there may not be that large (see ulimit -f): give another folder",
+    errno.EROFS: "make it writable, or give another folder",
+    errno.EACCES: "see to it that you may write there, or give another folder",
+    errno.EPERM: "see to it that you may write there, or give another folder",
+    errno.EIO: "the disk or its server fails; when it is well again give the same command",
+    errno.ESTALE: "the disk's server has changed; give the same command again",
+}
+
+
+def disk_error(path: Path, error: BaseException) -> DiskError | None:
+    """What ``error`` says of the disk, if anything, as one that names the file; ``path`` where it does not.
+
+    Of rights alone where they are those of ``path``'s folder; nothing where a cell has said it in its words.
+    """
+    if isinstance(error, NsdcapError) and not isinstance(error, DiskError):
+        return None
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        if isinstance(link, DiskError):
+            return link
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for one in chain:
+        number, name = getattr(one, "errno", None), getattr(one, "filename", None)
+        if told := re.search(r"filename = '(.*?)'.*errno = (\d+)", str(one), re.DOTALL):  # HDF5's
+            name, number = told[1], int(told[2])
+        file = Path(os.fsdecode(name)) if isinstance(name, (str, bytes)) else path
+        near = path.parent == file or path.parent in file.parents or file in path.parents
+        if number in (errno.EACCES, errno.EPERM) and (name is None or not near):
+            continue
+        if number in _CURES:
+            shown = path if near else file
+            what = "read or written" if number in (errno.EIO, errno.ESTALE) else "written"
+            return DiskError(
+                f"{shown}: cannot be {what} ({os.strerror(number)}; {_room(shown)}); {_CURES[number]}",
+                number,
+            )
+    return None
+
+
+def _room(path: Path) -> str:
+    """How much is free where a file is to lie."""
+    try:
+        found = os.statvfs(next(place for place in path.parents if place.is_dir()))
+    except (OSError, StopIteration):
+        return "it is not known how much is free"
+    if found.f_files and not found.f_favail:
+        return "no more files can be made there"
+    free = found.f_bavail * found.f_frsize
+    return f"{free / 1e9:.1f} GB are free" if free >= 1e8 else f"{free / 1e6:.1f} MB are free"
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -122,15 +206,19 @@ def write_json(path: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Remove what processes of this host that are gone had begun to write for ``path``."""
-    for left in path.parent.glob(f".{path.name}.{HOST}.*"):
-        pid, _, begun = left.name.split(".")[-2].partition("-")
-        if not _runs(int(pid), begun):
-            _remove(left)
+    ends = re.compile(re.escape(f".{path.name}.{HOST}.") + r"(\d+)-(\w*)\.(partial|old)")
+    try:
+        names = os.listdir(path.parent)
+    except FileNotFoundError:  # the folder of parts, whose cell another run has just finished
+        return
+    for name in names:
+        if (found := ends.fullmatch(name)) and not runs(int(found[1]), found[2]):
+            _remove(path.with_name(name))
 
 
-def _runs(pid: int, begun: str) -> bool:
+def runs(pid: int, start: str) -> bool:
     """Whether the process that began then runs; not if it is a zombie, or its number another's by now."""
     try:
         os.kill(pid, 0)
@@ -138,10 +226,10 @@ def _runs(pid: int, begun: str) -> bool:
         return False
     except PermissionError:  # it lives, and is another user's
         return True
-    return _begun(pid) in (begun, "")
+    return begun(pid) in (start, "")
 
 
-def _begun(pid: int) -> str:
+def begun(pid: int) -> str:
     """When a process began, in the kernel's ticks; "gone" for a zombie, "" where there is no /proc."""
     try:
         # after the name, which may hold anything: state, parent, ... and 22nd of all the beginning

@@ -19,17 +19,18 @@ import tempfile
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nsdcap.errors import DataError, UsageError
+from nsdcap.errors import DataError, DiskError, UsageError
 from nsdcap.parts import is_kept, keep, keep_only, kept
 from nsdcap.paths import Cell, parts_folder, write_json
 from nsdcap.progress import track
+from nsdcap.provenance import used
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -78,7 +79,7 @@ def _do_share(crew: PartialState, out: Path, cell: Cell, work: Work) -> None:
     with crew.split_between_processes(missing) as mine:
         for name in track(mine, f"{cell}, process {number + 1} of {crew.num_processes}"):
             keep(out, cell, name, work[name]())
-    write_json(_told(out, cell, number), {"missing": missing, "mine": mine})
+    write_json(_told(out, cell, number), {"missing": missing, "mine": mine, "used": used()})
     raise ShareDone
 
 
@@ -90,7 +91,7 @@ def share_out(settings: Config, out: Path, cell: Cell, processes: int) -> None:
 
     Raises
     ------
-    DataError, UsageError
+    DataError, UsageError, DiskError
         As one of the processes did; the others are ended. Or there are fewer GPUs.
     RuntimeError
         One ended otherwise: its last line, and its traceback. Or parts are missing or were done twice.
@@ -161,13 +162,22 @@ def share(
     except Exception as error:
         told = {"kind": type(error).__name__, "message": str(error)}
         told["traceback"] = traceback.format_exc()
-        write_json(_told(Path(out), cell, rank), told)
-        sys.exit(1)
+        with suppress(OSError):  # the disk may be what it is about
+            write_json(_told(Path(out), cell, rank), told)
+        sys.exit(DiskError.exit_code if isinstance(error, DiskError) else 1)
     finally:
         from torch import distributed
 
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def shares(out: Path, cell: Cell) -> list[dict[str, Any]]:
+    """What each process used that has just done its share of a cell, see ``provenance.used``."""
+    files = sorted(
+        parts_folder(out, cell).glob("process*.json"), key=lambda file: (len(file.name), file.name)
+    )
+    return [told["used"] for file in files if "used" in (told := json.loads(file.read_text()))]
 
 
 def _told(out: Path, cell: Cell, number: int) -> Path:
@@ -181,7 +191,7 @@ def _explain(out: Path, cell: Cell, processes: int, error: Any) -> None:
         file = _told(out, cell, number)
         told = json.loads(file.read_text()) if file.exists() else {}
         if "kind" in told:
-            for kind in (DataError, UsageError):
+            for kind in (DataError, UsageError, DiskError):
                 if told["kind"] == kind.__name__:
                     raise kind(told["message"]) from None
             raise RuntimeError(
@@ -190,6 +200,9 @@ def _explain(out: Path, cell: Cell, processes: int, error: Any) -> None:
     number, failure = error.get_first_failure()
     if failure.exitcode == -signal.SIGINT:
         raise KeyboardInterrupt from None
+    if failure.exitcode == DiskError.exit_code:  # and there was no room to say more
+        raise DiskError(f"{parts_folder(out, cell)}: cannot be written; make room there, then give the same "
+                        "command: it goes on after what is finished")  # fmt: skip
     raise RuntimeError(
         f"process {number + 1} of {processes} was ended: {failure.message or failure.signal_name()}"
     ) from None

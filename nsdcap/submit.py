@@ -15,6 +15,7 @@ from nsdcap import jobs, plan
 from nsdcap.cells import Ledger
 from nsdcap.errors import NsdcapError
 from nsdcap.jobs import Array
+from nsdcap.lock import holding
 from nsdcap.paths import Cell
 from nsdcap.site import Resources, Site
 from nsdcap.survey import survey
@@ -163,7 +164,7 @@ def submit(
         same command goes on where this one stopped.
     """
     out = ledger.out
-    with jobs.submitting(out):
+    with holding(out, "nsdcap.launch"):
         rows = _settled(ledger, _with_inputs(ledger, cells))
         limit = array_limit(site)
         begin()

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
-from threading import Timer
 
 import pytest
 
 from nsdcap import jobs
-from nsdcap.errors import UsageError
 from nsdcap.jobs import Array, Task
 from nsdcap.paths import Cell
 
@@ -143,35 +139,6 @@ def test_a_job_that_never_began_was_cancelled_for_its_inputs(tmp_path):
     assert jobs.cause(replace(task, state="", reason=""))[0] == "lost"
 
 
-def test_only_one_process_submits_a_run(tmp_path):
-    told = f"process {os.getpid()} on .* submits this run since"
-    with (
-        jobs.submitting(tmp_path),
-        pytest.raises(UsageError, match=told),
-        jobs.submitting(tmp_path),
-    ):
-        pass
-    with jobs.submitting(tmp_path):  # and it let go
-        pass
-
-
-def test_a_lock_that_is_being_written_is_waited_for(tmp_path):
-    lock = tmp_path / "jobs" / "lock"
-    lock.parent.mkdir()
-    lock.touch()
-    writer = Timer(0.3, lock.write_text, [f"{jobs.HOST} {os.getpid()} 2026-01-01T00:00:00"])
-    writer.start()
-    with pytest.raises(UsageError, match=f"process {os.getpid()}"), jobs.submitting(tmp_path):
-        pass
-    writer.join()
-    remover = Timer(0.3, lock.unlink)
-    lock.write_text("")
-    remover.start()
-    with jobs.submitting(tmp_path):
-        assert str(os.getpid()) in lock.read_text()
-    remover.join()
-
-
 def test_accounting_is_believed_for_jobs_of_that_name_alone(tmp_path, monkeypatch):
     """A controller that was killed may give an id out again; the other job is in accounting too."""
     sacct = tmp_path / "sacct"
@@ -180,20 +147,6 @@ def test_accounting_is_believed_for_jobs_of_that_name_alone(tmp_path, monkeypatc
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     tasks = [Task(CELLS[0], job, 0.0, tmp_path / "log", name="mine") for job in ("9", "8_1")]
     assert jobs.accounted(tasks) == {"8_1": "CANCELLED"}
-
-
-def test_a_lock_of_a_process_that_is_gone_is_taken_over(tmp_path):
-    gone = subprocess.run(
-        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True
-    )
-    lock = tmp_path / "jobs" / "lock"
-    lock.parent.mkdir()
-    lock.write_text(f"{jobs.HOST} {gone.stdout.strip()} 2026-01-01T00:00:00")
-    with jobs.submitting(tmp_path):
-        assert str(os.getpid()) in lock.read_text()
-    lock.write_text("another-host 1 2026-01-01T00:00:00")
-    with pytest.raises(UsageError, match="process 1 on another-host"), jobs.submitting(tmp_path):
-        pass
 
 
 def test_a_command_that_is_not_there_is_told_in_one_sentence():

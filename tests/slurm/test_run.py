@@ -254,9 +254,9 @@ def test_two_launches_at_once_and_cancel(begin, idle_cluster, tmp_path):
             stdout=subprocess.DEVNULL,
         )
         until((tmp_path / "in").exists, 30)
-        said = run.launch(code=2).splitlines()[-1]
-        assert re.search(rf"process {first.pid} on \S+ submits this run since", said)
-        assert f"process {first.pid}" in call("cancel", str(run.out), code=2)
+        said = run.launch(code=75).splitlines()[-1]
+        assert re.search(rf"works on this run since .* \(process {first.pid}: ", said)
+        assert f"process {first.pid}" in call("cancel", str(run.out), code=75)
         assert first.wait(60) == 0
         assert "4 cells cancelled" in call("cancel", str(run.out))
         assert {element.state for element in run.mine().values()} == {"CANCELLED"}
