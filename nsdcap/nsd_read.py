@@ -58,6 +58,8 @@ def load_image(path: Path) -> Any:
         image: Any = nib.load(path)
         shape = [int(side) for side in image.shape]
         item = int(image.get_data_dtype().itemsize)
+    if image.get_data_dtype().kind not in "iuf":
+        raise DataError(f"{path}: {image.get_data_dtype()}, expected numbers; fetch it again.")
     packed = path.suffix in (".gz", ".mgz")
     most = path.stat().st_size * (DEFLATE if packed else 1)
     if not shape or min(shape) < 1 or math.prod(shape) * item > most:
