@@ -22,20 +22,17 @@ A run that was stopped goes on: files that are there with the right SHA-256 are 
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from nsdcap import weights
-from nsdcap.download import from_hub, from_url, size_at
+from nsdcap.download import alone, check_room, from_hub, from_url, head, settle
 from nsdcap.dry_run import size as in_words
 from nsdcap.errors import DataError, NsdcapError, UsageError
 from nsdcap.hub import needed, reason
@@ -168,12 +165,15 @@ def fetch(folder: Path, sources: dict[str, Source], update: bool) -> int:
         No network, no such repository or revision, gated, the disk too small, or a file that is not what
         the lock says.
     """
-    with alone(folder) as staging:
+    with alone(folder, "prefetch") as hidden:
+        staging = hidden / "hub"
+        shutil.rmtree(staging, ignore_errors=True)  # of one that was killed
         lock = weights.read_lock(folder)
         for name, source in sources.items():
             mine = {path: entry for path, entry in lock.items() if path.startswith(f"{name}/")}
             items = plan(name, source, {} if update else mine, staging)
-            _check_room(folder, items)
+            absent = [item for item in items if not (folder / item.path).exists()]
+            check_room(folder, sum(item.entry.size for item in absent))
             got = {item.path: bring(folder, item, update) for item in items}
             for path in sorted({*mine} - {*got}):
                 (folder / path).unlink(missing_ok=True)
@@ -192,35 +192,6 @@ def fetch(folder: Path, sources: dict[str, Source], update: bool) -> int:
             file = only[0] if len(only) == 1 else ""
             print(f"--set {source.setting}={folder / name / file}")
     return 0
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[Path]:
-    """The folder, made and held by this program alone while the block runs; gives one for what is underway.
-
-    Raises
-    ------
-    UsageError
-        It cannot be written.
-    DataError
-        Another prefetch is at work there.
-    """
-    staging = folder / ".prefetch"
-    try:
-        staging.mkdir(parents=True, exist_ok=True)
-        file = (staging / "lock").open("w")
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error.strerror}); name another") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{folder}: another prefetch is at work there; wait for it") from None
-        except OSError:
-            pass  # a file system without such locks
-        shutil.rmtree(staging / "hub", ignore_errors=True)  # of one that was killed
-        yield staging / "hub"
-        shutil.rmtree(staging)
 
 
 def check(folder: Path) -> int:
@@ -302,17 +273,6 @@ def _licence(info: Any) -> str:
     return ", ".join(words) or "none stated in the model's card"
 
 
-def _check_room(folder: Path, items: list[Item]) -> None:
-    """Refuse a disk that has not the room for what is not there yet."""
-    absent = [item for item in items if not (folder / item.path).exists()]
-    wanted, free = sum(item.entry.size for item in absent), shutil.disk_usage(folder).free
-    if wanted > free:
-        raise DataError(
-            f"{folder}: {in_words(free)} are free, {in_words(wanted)} are to be fetched; free room or give "
-            "another folder"
-        )
-
-
 # --- fetching -------------------------------------------------------------------------------------
 
 
@@ -343,9 +303,7 @@ def bring(folder: Path, item: Item, update: bool) -> Entry:
             f"{item.path}: {entry.repo} gave {n_bytes} bytes of SHA-256 {found}, expected {wanted}; what is "
             "pinned has changed there (--update takes it as it is now) or came damaged (run it again)"
         )
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(target)
+    settle(partial, target)
     print(f"{item.path}: fetched, {in_words(n_bytes)}", flush=True)
     return Entry(entry.repo, entry.revision, entry.file, n_bytes, found, entry.licence)
 
@@ -359,7 +317,7 @@ def _fetcher(entry: Entry, staging: Path) -> Callable[[Path], None]:
 def _of_url(name: str, source: Source, staging: Path) -> Item:
     """The item of a single file at a URL; its SHA-256 is not known before."""
     file = Path(urlsplit(source.repo).path).name
-    n_bytes = size_at(source.repo)
+    n_bytes = head(source.repo)[0]
     if n_bytes < 0 or not file:
         raise DataError(
             f"{source.repo}: the server does not tell a file's size; expected a file's URL"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,22 @@ def configuration(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]
     }
 
 
+def check(file: Path) -> None:
+    """Raise DataError, as ``load`` does, for a checkpoint whose tensors are not a captioner's."""
+    from nsdcap import architectures
+
+    tensors = read(file)
+    sizes = configuration(tensors)
+    wanted = architectures.blip(sizes)
+    words = wanted["text_decoder.bert.embeddings.word_embeddings.weight"]
+    wanted |= {_OUTPUT: words, _BIAS: words[:1], _OUTPUT_BIAS: words[:1]}
+    _, wrong = _rename(tensors, wanted)
+    if wrong:
+        raise DataError(
+            f"models.blip = {str(file)!r}: no captioner's checkpoint: {'; '.join(wrong)}"
+        )
+
+
 def load(file: Path, words: str) -> tuple[Any, Any]:
     """The captioner of a checkpoint in float32, and its tokenizer from ``words``, a folder or hub id.
 
@@ -159,7 +176,7 @@ def load(file: Path, words: str) -> tuple[Any, Any]:
 
 
 def _rename(
-    tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Size]
+    tensors: dict[str, torch.Tensor], wanted: Mapping[str, tuple[int, ...]]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """The tensors by transformers' names, and in words all that does not fit them."""
     tensors = dict(tensors)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache, partial
 from pathlib import Path
 
-import h5py
 import numpy as np
 
+from nsdcap.artefacts import Stored, open_artefact
 from nsdcap.blip import Blip
 from nsdcap.config import Config
 from nsdcap.decode import read_latent
@@ -15,7 +15,7 @@ from nsdcap.features import open_features, rows_of
 from nsdcap.metrics.clip import METRICS, clip_pairs
 from nsdcap.metrics.similarity import shuffled
 from nsdcap.nsd import NSD
-from nsdcap.paths import Cell, artefact, json_text
+from nsdcap.paths import Cell, json_text
 from nsdcap.ridge import blocks
 from nsdcap.score import Clip
 from nsdcap.shards import in_order
@@ -37,7 +37,7 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     A part is kept of each ``models.batch`` captions from the brain.
     Memory: the test pictures' z_v three times and ``ridge.block`` of their targets.
     """
-    with h5py.File(artefact(out, Cell("decode", cell.subject)), "r") as file:
+    with open_artefact(out, Cell("decode", cell.subject)) as file:
         ids = file["nsd_id"][:]
     decoded = read_latent(out, cell.subject, "z_v", config)
     with_gain = read_latent(out, cell.subject, "z_v", config, gain="cv")
@@ -106,7 +106,7 @@ def shuffled_mean(pairs: np.ndarray, seed: int, n_shuffles: int = SHUFFLES) -> t
     return shuffled(lambda order: float(pairs[rows, order].mean()), len(pairs), n_shuffles, seed)
 
 
-def nearest_rows(decoded: np.ndarray, training: h5py.Dataset, block: int) -> np.ndarray:
+def nearest_rows(decoded: np.ndarray, training: Stored, block: int) -> np.ndarray:
     """Row (n_test,) of the training picture whose latent points most as each decoded one does.
 
     Cosine of the deviations from the training pictures' mean: what all pictures share says nothing of

@@ -6,18 +6,16 @@ import hashlib
 import importlib
 import json
 import os
-import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from nsdcap import __version__, config, parts, shards, weights
+from nsdcap import __version__, config, outside, parts, provenance, reasons, shards, weights
 from nsdcap.config import Config
 from nsdcap.errors import DataError, NsdcapError, bound
 from nsdcap.hub import at_hand
@@ -34,7 +32,7 @@ from nsdcap.paths import (
     sidecar,
     write_json,
 )
-from nsdcap.stages import STAGES
+from nsdcap.stages import STAGES, counted
 
 ENDS = ("", DONE, FAILED)  # of an artefact's path: itself, and what may lie beside it
 
@@ -82,7 +80,7 @@ def open_nsd(settings: Config) -> Any:
 
 class Ledger:
     """Which cells of a run are done. What a cell's result depends on is written beside it, as
-    settings, files read (size and time) and the signatures of its inputs, and compared.
+    settings, files read (see ``outside``) and the signatures of its inputs, and compared.
 
     A ledger looks at each file from outside once, when it is first asked; a new one looks again.
     """
@@ -112,48 +110,85 @@ class Ledger:
 
     def state(self, cell: Cell) -> State:
         """Whether a cell is done, by what lies on disk."""
-        path = f"{self.out}/{place(cell)}"
-        return self._state(cell, path, {end for end in ENDS if os.path.exists(path + end)})
+        return self._state(cell, os.path.exists)
 
     def states(self, cells: Iterable[Cell]) -> list[State]:
         """``state`` of many cells: each folder is listed once, and only sidecars are opened."""
         listed: dict[str, set[str]] = {}
-        found = []
-        for cell in cells:
-            path = f"{self.out}/{place(cell)}"
+
+        def exists(path: str) -> bool:
             folder, _, name = path.rpartition("/")
             if folder not in listed:
                 try:
                     listed[folder] = set(os.listdir(folder))
                 except (FileNotFoundError, NotADirectoryError):
                     listed[folder] = set()
-            names = listed[folder]
-            found.append(self._state(cell, path, {end for end in ENDS if name + end in names}))
-        return found
+            return name in listed[folder]
 
-    def _state(self, cell: Cell, path: str, there: set[str]) -> State:
-        """From the artefact's ``path`` and which of ``ENDS`` follow it on disk."""
+        return [self._state(cell, exists) for cell in cells]
+
+    def _state(self, cell: Cell, exists: Callable[[str], bool]) -> State:
+        """By which of ``ENDS`` follow the artefact's path."""
+        path = f"{self.out}/{place(cell)}"
+        there = {end for end in ENDS if exists(path + end)}
         wanted = self.depends(cell)  # first: what is missing outside is told whatever is there
         kept = _content(path + DONE) if {"", DONE} <= there else None
         if kept is not None:
             # so nothing is parsed where all is well; other signatures stand under other names
-            if b'"signature": "%s"' % wanted["signature"].encode() in kept:
-                return State(cell, "done")
-            return State(cell, "stale", _difference(json.loads(kept)["depends"], wanted))
+            signed = b'"signature": "%s"' % wanted["signature"].encode() in kept
+            if signed and kept.rstrip().endswith(b"}"):
+                lost = self._lost(cell, exists)
+                return (
+                    State(cell, "stale", f"{lost} was lost since") if lost else State(cell, "done")
+                )
+            depends = _depends_of(kept)
+            if depends is None or signed:
+                return State(cell, "stale", f"{path + DONE} is damaged")
+            return State(cell, "stale", self._why(cell, depends))
         if FAILED in there:
-            note = _content(path + FAILED) or b""
-            signature, *lines = note.decode().strip().splitlines() or [""]
+            note = (_content(path + FAILED) or b"").decode(errors="replace")
+            signature, *lines = note.strip().splitlines() or [""]
             if signature == wanted["signature"]:
                 return State(cell, "failed", lines[-1] if lines else "no message")
         return State(cell, "missing", "not computed yet")
 
-    def _lost(self, cell: Cell) -> Cell | None:
+    def _lost(self, cell: Cell, exists: Callable[[str], bool]) -> Cell | None:
         """An input of aggregate of which nothing is there any more: a report without one of its cells is
         none. What stands between may be thrown away once it was used."""
         for other in self.inputs(cell) if cell.stage == "aggregate" else ():
-            if not (artefact(self.out, other).exists() and sidecar(self.out, other).exists()):
+            path = f"{self.out}/{place(other)}"
+            if not (exists(path) and exists(path + DONE)):
                 return other
         return None
+
+    def _why(self, cell: Cell, kept: dict[str, Any]) -> str:
+        """Why a cell that rested on what was ``kept`` is stale; where only its inputs are other ones, why
+        those are."""
+        found = reasons.differences(kept, self.depends(cell))
+        return reasons.brief(found or self._roots(cell, kept))
+
+    def _roots(self, cell: Cell, kept: dict[str, Any]) -> Iterator[str]:
+        """Why inputs are no longer those that were ``kept``, where it began."""
+        was, now = kept["inputs"], self.depends(cell)["inputs"]
+        for other in self.inputs(cell):
+            name = str(other)
+            if was.get(name) == now[name]:
+                continue
+            note = provenance.read_note(self.out, other)
+            before, own = note.get("before") or {}, note.get("depends") or {}
+            if name not in was:
+                yield f"input {name} is new"
+            elif own.get("signature") == was[name]:  # it is stale itself
+                found = reasons.differences(own, self.depends(other))
+                yield from (f"input {name}: {one}" for one in found)
+                yield from () if found else self._roots(other, own)
+            elif before.get("signature") == was[name]:
+                whose = "" if before["reason"].startswith("input ") else f"input {name}: "
+                yield f"{whose}{before['reason']}"
+            else:
+                yield f"input {name} " + (
+                    "was made anew" if note else "has changed and is not there"
+                )
 
     def forget(self, cell: Cell) -> None:
         """Let a cell count as not done; its result stays until there is a new one."""
@@ -171,10 +206,11 @@ class Ledger:
         Incomplete
             An input is not done.
         """
-        if not force and self.state(cell).word == "done" and not self._lost(cell):
+        state = self.state(cell)
+        if not force and state.word == "done":
             parts.forget(self.out, cell)  # what a kill between the last two steps left
             return "skipped"
-        gaps = [state for state in self.states(self.inputs(cell)) if state.word != "done"]
+        gaps = [gap for gap in self.states(self.inputs(cell)) if gap.word != "done"]
         if gaps:
             stale = [f" ({gap.cell} is stale: {gap.reason})" for gap in gaps if gap.word == "stale"]
             groups = groupby(
@@ -187,16 +223,18 @@ class Ledger:
             )
         stage = STAGES[cell.stage]
         module, name = stage.function.split(":")
-        start = time.time()
-        beside, note = sidecar(self.out, cell), failure(self.out, cell)
+        begun, note = provenance.begin(), failure(self.out, cell)
+        beside, replaced = sidecar(self.out, cell), self._replaced(cell)
         try:
             for model, where in weights.used(self.settings, stage.weights).items():
                 if at_hand(model, where):
                     self._look_again()  # the signature names the commit that was fetched
                 weights.verify(f"models.{model}", where)
+            outside.note(self.settings, stage.weights, self.out)
             settings = weights.pinned(self.settings, stage.weights)
             hashes = weights.weights_sha256(settings, stage.weights)  # of what is about to be read
             function = getattr(importlib.import_module(module), name)
+            inputs = provenance.hashes(self.out, self.inputs(cell))
             before = parts.begin(self.out, cell, self.depends(cell)["signature"], force)
             if before and not stage.shared_out:  # which tells how many of them serve
                 print(f"{cell}: goes on after {before} finished parts", flush=True)
@@ -204,6 +242,7 @@ class Ledger:
                 shards.share_out(settings, self.out, cell, processes)
             with atomic(artefact(self.out, cell)) as target:
                 function(cell, settings, self.nsd, self.out, target)
+                made = provenance.digest(target)
                 # a kill must not leave it beside what was made with other settings
                 beside.unlink(missing_ok=True)
         except Exception:
@@ -211,25 +250,39 @@ class Ledger:
             with suppress(OSError), atomic(note) as target:  # the disk may be what it is about
                 target.write_text(f"{signature}\n{told}")
             raise
-        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        own = self.depends(cell)
         write_json(
             beside,
-            {"cell": str(cell), "seconds": round(time.time() - start, 1), "ended": ended,
-             "weights_sha256": hashes, "depends": self.depends(cell)},
+            {
+                "cell": str(cell), "artefact": made, "inputs": inputs, "weights_sha256": hashes,
+                **provenance.record(begun, cell, self.settings, shards.shares(self.out, cell)),
+                "parts_before": before, "before": replaced,
+                "depends": own,
+            },
         )  # fmt: skip
         note.unlink(missing_ok=True)
         parts.forget(self.out, cell)
         return "done"
 
+    def _replaced(self, cell: Cell) -> dict[str, str]:
+        """Of the result that another one takes the place of: its signature, and why it was stale."""
+        old = _depends_of(_content(str(sidecar(self.out, cell))) or b"")
+        if old is None:
+            return {}
+        if old["signature"] == self.depends(cell)["signature"]:
+            # of the one before, which this one was made in place of
+            return provenance.read_note(self.out, cell).get("before") or {}
+        return {"signature": old["signature"], "reason": self._why(cell, old)}
+
     def _of_all_layers(self, cell: Cell) -> tuple[dict[str, Any], str]:
         """What a cell depends on beside its name, and that as JSON; layers of a subject share it."""
-        key = Cell(cell.stage, cell.subject)
+        key = Cell(cell.stage, cell.subject, None if cell.layer is None else -1)
         if key not in self._common:
-            stage = STAGES[cell.stage]
-            chosen = {name: _setting(self.settings, name) for name in stage.settings}
+            chosen = counted(key, self.settings)
             if "data.sessions" in chosen:  # 0, all that there are, is another number tomorrow
                 chosen["data.sessions"] = len(self._sessions(cell.subject))
             found = {
+                "form": reasons.FORM,
                 "version": __version__,
                 "settings": chosen,
                 "files": self._files(key),
@@ -241,14 +294,15 @@ class Ledger:
         return self._common[key]
 
     def _files(self, cell: Cell) -> dict[str, str]:
-        """Size and time of every file from outside that a cell reads."""
+        """Every file from outside that a cell reads, with what tells a change of it."""
         found: dict[str, str] = {}
         stage, every = STAGES[cell.stage], self.settings.data.subjects
         for kind in stage.nsd:
             subjects = every if cell.subject is None else (cell.subject,)
             found |= self._once(kind, cell.subject, partial(self._nsd, kind, subjects, cell))
         for model in stage.weights:
-            found |= self._once("weights", model, partial(self._weights, model))
+            look = partial(outside.weights_files, self.settings, model, self.out)
+            found |= self._once("weights", model, look)
         return found
 
     def _nsd(self, kind: str, subjects: tuple[int, ...], cell: Cell) -> dict[str, str]:
@@ -257,25 +311,9 @@ class Ledger:
         found = {}
         for path in files(self.nsd, kind, subjects, self._sessions(cell.subject)):
             inside = path.is_relative_to(self.nsd.root)
-            name = path.relative_to(self.nsd.root) if inside else path.name
-            found[str(name)] = self._once("stamp", path, partial(_stamp, path))
-        return found
-
-    def _weights(self, model: str) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for name, where in weights.used(self.settings, [model]).items():
-            path = Path(where)
-            if where and not weights.is_path(where):
-                snapshot = weights.snapshot(where)
-                found |= {f"{name} snapshot": snapshot.name} if snapshot else {}
-            elif path.is_file():
-                found[f"{name}/{path.name}"] = _stamp(path)
-            elif where:
-                for file in sorted(path.rglob("*")):
-                    inside = file.relative_to(path)
-                    hidden = any(part.startswith(".") for part in inside.parts)
-                    if file.is_file() and not hidden:
-                        found[f"{name}/{inside}"] = _stamp(file)
+            # captions by the same name wherever they lie
+            name = path.relative_to(self.nsd.root) if inside else f"annotations/{path.name}"
+            found[str(name)] = self._once("stamp", path, partial(outside.stamp, path))
         return found
 
     def _sessions(self, subject: int | None) -> list[int]:
@@ -312,35 +350,12 @@ def _content(path: str) -> bytes | None:
         return None
 
 
-def _stamp(path: Path) -> str:
+def _depends_of(sidecar: bytes) -> dict[str, Any] | None:
+    """What a sidecar says that its cell was made from; None where that cannot be read."""
     try:
-        stat = path.stat()
-    except OSError:
-        return "missing"
-    return f"{stat.st_size} bytes, {stat.st_mtime_ns} ns"
-
-
-def _setting(settings: Config, name: str) -> Any:
-    """The value of "section.key", or of all of a section but what changes speed alone."""
-    section, _, key = name.partition(".")
-    value = getattr(settings, section)
-    if key:
-        value = getattr(value, key)
-    elif hasattr(value, "__dataclass_fields__"):
-        value = {k: v for k, v in vars(value).items() if k not in ("batch", "block", "device")}
-    return json.loads(json.dumps(value))
-
-
-def _difference(kept: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The first thing in which two lists of dependencies differ, in words."""
-    if kept["version"] != wanted["version"]:
-        return f"made by version {kept['version']}"
-    for what, unit in (("settings", "setting"), ("files", "file"), ("inputs", "input")):
-        for name in sorted({*kept[what], *wanted[what]}):
-            old, new = kept[what].get(name), wanted[what].get(name)
-            if old == new:
-                continue
-            if what == "settings":
-                return f"setting {name} was {json.dumps(old)}, is {json.dumps(new)}"
-            return f"{unit} {name} has changed"
-    return "made for another cell"
+        found = json.loads(sidecar)["depends"]
+        whole = all(isinstance(found[name], dict) for name in ("settings", "files", "inputs"))
+        words = all(isinstance(found[name], str) for name in ("version", "signature"))
+        return found if whole and words else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None

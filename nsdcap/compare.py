@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import torch
 
+from nsdcap.artefacts import Artefact, open_artefact
 from nsdcap.backbones import Extractor, NotComputed, Reader, compare
 from nsdcap.config import ARMS, Config
 from nsdcap.devices import choose_device
@@ -20,7 +21,7 @@ from nsdcap.metrics.peers import BACKBONE_METRICS, BACKBONES, PIXELS
 from nsdcap.metrics.pictures import pixcorr, squared, ssim, why_no_ssim
 from nsdcap.nsd import NSD
 from nsdcap.parts import kept
-from nsdcap.paths import Cell, artefact
+from nsdcap.paths import Cell
 from nsdcap.progress import track
 from nsdcap.ridge import blocks
 
@@ -38,7 +39,7 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     and the pixels of every ``BLOCK`` pictures, are kept as parts. Memory: as ``backbones.compare``.
     """
     with (
-        h5py.File(artefact(out, Cell("reconstruct", cell.subject)), "r") as file,
+        open_artefact(out, Cell("reconstruct", cell.subject)) as file,
         h5py.File(target, "w") as result,
     ):
         n = len(file["nsd_id"])
@@ -114,7 +115,7 @@ def _network(
     return _flat(partial(compare, extractor, shown, made, n))
 
 
-def _predictions(file: h5py.File) -> Iterator[tuple[str, Reader]]:
+def _predictions(file: Artefact) -> Iterator[tuple[str, Reader]]:
     """Readers of each arm's samples, by "arm/sample"."""
     for arm in ARMS:
         pictures = file[arm]

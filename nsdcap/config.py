@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nsdcap.errors import UsageError
-from nsdcap.typed_toml import read_toml, to_toml, typed
+from nsdcap.ranges import CHOICES, STREAMS, check
+from nsdcap.typed_toml import named, read_toml, shown, to_toml, typed
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-STREAMS = ("early", "midventral", "midlateral", "midparietal", "ventral", "lateral", "parietal")
+__all__ = ["CHOICES", "STREAMS", "Config", "dump", "load"]
+
 MODEL_NAMES = ("blip", "diffusion", "clip")
 PHASES = ("early", "mid", "late")  # of writing a caption
+SPEED = ("batch", "block", "device")  # keys of any section that change speed alone
 ARMS = ("caption", "direct", "coarse")  # of pictures; coarse: where the other two start
 
 
@@ -179,15 +180,6 @@ RELEASED: dict[str, Any] = {
 }
 PRESETS: dict[str, dict[str, Any]] = {"paper": {}, "released": RELEASED}
 
-CHOICES = {
-    "models.dtype": ("float32", "bfloat16", "float16"),
-    "decode.alpha": ("target", "feature"),
-    "decode.gain": ("none", "cv"),
-    "reconstruct.posterior": ("mean", "sample"),
-    "reconstruct.noise": ("picture", "same"),
-    "reconstruct.start": ("diffusers", "released"),
-}
-
 
 def load(
     file: Path | None = None, preset: str | None = None, settings: tuple[str, ...] = ()
@@ -205,13 +197,13 @@ def load(
         given = read_toml(file, "--config", "compare with a run's config.toml")
     for setting in settings:
         _assign(given, setting)
-    preset = preset or given.get("preset") or "paper"
-    if preset not in PRESETS:
-        raise UsageError(f"preset: found {preset!r}, expected one of {', '.join(PRESETS)}")
+    preset = given.get("preset", "paper") if preset is None else preset
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise UsageError(f"preset: found {shown(preset)}, expected one of {', '.join(PRESETS)}")
     merged = _merge(PRESETS[preset], given)
     merged["preset"] = preset
     config = Config(**typed(Config, merged))
-    _check(config)
+    check(config)
     return config
 
 
@@ -230,19 +222,23 @@ def dump(config: Config) -> str:
 def _assign(given: dict[str, Any], setting: str) -> None:
     """Put "section.key=value" into ``given``; the value is TOML, or else a bare word."""
     name, equals, text = setting.partition("=")
-    if not equals:
-        raise UsageError(f"--set {setting}: expected section.key=value")
-    try:
-        value = tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        value = text
     *path, key = name.strip().split(".")
+    if not equals or not all((*path, key)):
+        raise UsageError(f"--set {named(setting)}: expected section.key=value")
     place = given
     for part in path:
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
-            raise UsageError(f"--set {setting}: {part} is not a section")
-    place[key] = value
+            raise UsageError(f"--set {named(setting)}: {named(part)} is not a section")
+    place[key] = _of_option(text)
+
+
+def _of_option(text: str) -> Any:
+    try:
+        found = tomllib.loads(f"x = {text}")
+    except (ValueError, RecursionError):  # ValueError: also of a number of thousands of digits
+        return text
+    return found["x"] if found.keys() == {"x"} else text  # text of several lines is no value
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -251,80 +247,3 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
-
-
-def _check(config: Config) -> None:
-    """Ranges that a type does not tell."""
-    for name, allowed in CHOICES.items():
-        section, key = name.split(".")
-        found = getattr(getattr(config, section), key)
-        if found not in allowed:
-            raise UsageError(
-                f"setting {name}: found {found!r}, expected one of {', '.join(allowed)}"
-            )
-    subjects = config.data.subjects
-    if not subjects or not set(subjects) <= set(range(1, 9)) or len(set(subjects)) < len(subjects):
-        raise UsageError(
-            f"setting data.subjects: found {subjects}, expected numbers from 1 to 8, each once"
-        )
-    for part in ("z_v", "c", "z"):
-        names = getattr(config.roi, part)
-        unknown = [name for name in names if name not in STREAMS]
-        if unknown or not names:
-            raise UsageError(
-                f"setting roi.{part}: found {names}, expected some of {', '.join(STREAMS)}"
-            )
-    grids = {"ridge.alphas": config.ridge.alphas, "encode.ratios": config.encode.ratios}
-    grids |= {
-        f"decode.{n}": getattr(config.decode, n) for n in ("z_alphas", "c_alphas", "z_v_alphas")
-    }
-    for name, grid in grids.items():
-        if any(not value > 0 for value in grid):
-            raise UsageError(f"setting {name}: found {grid}, expected numbers above 0")
-    if not config.ridge.alphas or not config.encode.ratios:
-        raise UsageError(
-            "settings ridge.alphas and encode.ratios: found an empty list, expected numbers"
-        )
-    least = {
-        "data.sessions": 0, "ridge.folds": 2, "ridge.block": 1, "encode.block": 1, "caption.beams": 1,
-        "caption.max_length": 1, "caption.min_length": 0, "reconstruct.samples": 1, "reconstruct.steps": 1,
-        "reconstruct.batch": 1, "models.batch": 1, "models.picture_size": 0, "reconstruct.size": 8,
-        "reconstruct.coarse_size": 8, "encode.nulls": 1, "encode.bootstraps": 1,
-    }  # fmt: skip
-    for name, low in least.items():
-        section, key = name.split(".")
-        found = getattr(getattr(config, section), key)
-        if found < low:
-            raise UsageError(f"setting {name}: found {found}, expected at least {low}")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", config.models.device):
-        raise UsageError(
-            f"setting models.device: found {config.models.device!r}, expected auto, cpu, cuda or cuda:1"
-        )
-    words = config.caption
-    if words.max_length < words.min_length:
-        raise UsageError(
-            f"setting caption.max_length: found {words.max_length}, expected at least min_length, "
-            f"{words.min_length}"
-        )
-    if not words.repetition_penalty > 0:
-        raise UsageError(
-            f"setting caption.repetition_penalty: found {words.repetition_penalty}, expected above 0"
-        )
-    painted = config.reconstruct
-    if not math.isfinite(painted.guidance) or painted.steps > 1000:
-        raise UsageError(
-            f"settings reconstruct.guidance and steps: found {painted.guidance} and {painted.steps}, "
-            "expected a number and at most 1000, the steps that Stable Diffusion was trained with"
-        )
-    if not 0 < painted.strength <= 1:
-        raise UsageError(
-            f"setting reconstruct.strength: found {painted.strength}, expected above 0, up to 1"
-        )
-    taken, most = int(painted.steps * painted.strength), painted.steps
-    if painted.start == "released":
-        most -= 1  # there has to be a step beyond
-    if not 1 <= taken <= most:
-        raise UsageError(
-            f"setting reconstruct.strength: found {painted.strength}, which of {painted.steps} steps takes "
-            f"{taken}; expected 1 to {most} with reconstruct.start = {painted.start!r}"
-        )

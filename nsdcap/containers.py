@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -18,6 +19,7 @@ from nsdcap.shards import THREADS
 from nsdcap.site import Site
 
 SIF_MAGIC = (32, b"SIF_MAGIC")  # where it stands in a SIF file
+SIF_HEADER = 128  # bytes
 
 
 class MissingError(NsdcapError):
@@ -71,25 +73,34 @@ def _script(out: Path) -> Path:
 
 
 def check_image(image: str) -> None:
-    """Refuse what is not a SIF file here.
+    """Refuse what is not a whole SIF file here.
 
     Raises
     ------
     DataError
-        No such file, or another kind of file.
+        No such file, another kind of file, or one that was cut short.
     """
     if not image:
         return
     path, (offset, magic) = Path(image), SIF_MAGIC
     try:
         with path.open("rb") as file:
-            found = file.read(offset + len(magic))[offset:]
-    except OSError as error:
-        raise DataError(
-            f"image {path}: {error.strerror}; build it (containers/build.sh) or pull it"
-        ) from None
-    if found != magic:
+            head = file.read(SIF_HEADER)
+            size = os.fstat(file.fileno()).st_size
+    except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+        why = getattr(error, "strerror", None) or error
+        raise DataError(f"image {path}: {why}; build it (containers/build.sh) or pull it") from None
+    if head[offset : offset + len(magic)] != magic:
         raise DataError(f"image {path}: not an Apptainer image (SIF); build it or pull it anew")
+    # the last two numbers of the header: where the data begin, and their length
+    whole = SIF_HEADER
+    if len(head) == SIF_HEADER:
+        whole = max(whole, sum(struct.unpack_from("<2q", head, SIF_HEADER - 16)))
+    if size < whole:
+        raise DataError(
+            f"image {path}: found {size} bytes, expected {whole} by its header; it was cut short, so build it "
+            "or pull it anew"
+        )
 
 
 def visible_gpus() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -10,9 +11,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from nsdcap.artefacts import Stored, damaged, open_artefact
 from nsdcap.config import STREAMS, Config
 from nsdcap.decode_bases import DecodeBases, decode_bases
 from nsdcap.devices import array_library
+from nsdcap.errors import DataError
 from nsdcap.features import open_features, rows_of
 from nsdcap.folds import grouped_folds
 from nsdcap.parts import found, keep, kept
@@ -35,7 +38,7 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
     kept of ``ridge.block`` targets. The gain is found whatever ``decode.gain`` says: the caption stage's arm
     ``brain_gain`` and the tables read it.
     """
-    with h5py.File(artefact(out, Cell("prepare", cell.subject)), "r") as prepared:
+    with open_artefact(out, Cell("prepare", cell.subject)) as prepared:
         stream = prepared["stream"][:]
         trial_ids = prepared["nsd_id_train"][:]
         test_ids = prepared["nsd_id_test"][:]
@@ -64,6 +67,11 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
         for name in LATENTS:
             roi = getattr(config.roi, name)
             voxels = np.isin(stream, [STREAMS.index(part) + 1 for part in roi])
+            if not voxels.any():
+                raise DataError(
+                    f"{artefact(out, Cell('prepare', cell.subject))}: no voxel of {' or '.join(roi)} is left, "
+                    f"which setting roi.{name} asks for; choose other streams, or see what prepare left out"
+                )
             group = file.create_group(name)
             alphas = getattr(config.decode, f"{name}_alphas") or config.ridge.alphas
             solved = _solved(
@@ -78,7 +86,7 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
 
 
 def _solved(
-    cell: Cell, name: str, factorised: Callable[[], DecodeBases], latents: h5py.Dataset,
+    cell: Cell, name: str, factorised: Callable[[], DecodeBases], latents: Stored,
     alphas: tuple[float, ...], config: Config, out: Path,
 ) -> Iterator[DecodedBlock]:  # fmt: skip
     """Blocks of one latent, each kept as a part; where all are there, nothing is factorised."""
@@ -112,7 +120,7 @@ def _solved(
 
 
 def _write(
-    group: h5py.Group, solved: Iterator[DecodedBlock], n_test: int, latents: h5py.Dataset,
+    group: h5py.Group, solved: Iterator[DecodedBlock], n_test: int, latents: Stored,
     alphas: tuple[float, ...],
 ) -> None:  # fmt: skip
     """Write one latent block by block, and the gain of all of them."""
@@ -146,11 +154,13 @@ def read_latent(out: Path, subject: int | None, name: str, config: Config, gain:
     code's predictions lack it.
     Returns (n_test, *axes of the latent) float32.
     """
-    with h5py.File(artefact(out, Cell("decode", subject)), "r") as file:
+    with open_artefact(out, Cell("decode", subject)) as file:
         group = file[name]
         predicted, mean = group["predicted"][:], group["mean"][:]
         factor = group.attrs["gain"] if (gain or config.decode.gain) == "cv" else 1.0
         shape = tuple(int(side) for side in group.attrs["shape"])
+        if math.prod(shape) != len(mean):
+            raise damaged(file.path, f"{name} has {len(mean)} targets, but its shape is {shape}")
     deviation = (predicted - mean) * np.float32(factor)
     whole = mean + deviation if config.decode.intercept else deviation
     return whole.reshape(-1, *shape).astype(np.float32)

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from nsdcap import stats
+from nsdcap.artefacts import open_artefact
 from nsdcap.config import PHASES, Config
 from nsdcap.devices import array_library
 from nsdcap.encoded import ROIS, inside
@@ -19,7 +20,7 @@ from nsdcap.features import open_features, rows_of
 from nsdcap.folds import Collapsed, collapse
 from nsdcap.kernel import read_bases, read_pictures, read_whole
 from nsdcap.parts import kept
-from nsdcap.paths import Cell, artefact
+from nsdcap.paths import Cell
 from nsdcap.ridge import Fit, edge_share, edge_warning, to_host
 from nsdcap.ridge_encode import encode_basis, encode_dual, encode_flops, encode_primal
 from nsdcap.ridge_joint import encode_joint
@@ -85,7 +86,7 @@ def run(cell: Cell, config: Config, nsd: object, out: Path, target: Path) -> Non
 def read_responses(subject: int | None, config: Config, out: Path) -> Responses:
     """A subject's prepared betas with the repeats of each training picture collapsed exactly."""
     pictures = read_pictures(subject, config, out)
-    with h5py.File(artefact(out, Cell("prepare", subject)), "r") as file:
+    with open_artefact(out, Cell("prepare", subject)) as file:
         data = collapse(file["betas_train"], file["nsd_id_train"][:])  # read by blocks of voxels
         test, stream = file["betas_test"][:], file["stream"][:]
     rois = np.stack([inside(stream, roi) for roi in ROIS])

@@ -10,13 +10,14 @@ from typing import Any
 import h5py
 import numpy as np
 
+from nsdcap.artefacts import Artefact, damaged, open_artefact
 from nsdcap.blip import Blip
 from nsdcap.cells import sessions_of
 from nsdcap.config import Config
 from nsdcap.diffusion import Diffusion
 from nsdcap.errors import DataError
 from nsdcap.nsd import NSD
-from nsdcap.paths import Cell, artefact
+from nsdcap.paths import Cell
 from nsdcap.progress import track
 from nsdcap.ridge import blocks
 from nsdcap.shards import in_order
@@ -125,22 +126,22 @@ def _append(file: h5py.File, name: str, values: np.ndarray, start: int, total: i
     file[name][start : start + len(values)] = flat
 
 
-def rows_of(file: h5py.File, nsd_ids: np.ndarray) -> np.ndarray:
+def rows_of(file: Artefact, nsd_ids: np.ndarray) -> np.ndarray:
     """Row (n,) of each nsd_id in a features file, whose ids are sorted.
 
     Raises
     ------
-    KeyError
+    DataError
         An id that the file does not hold.
     """
     held = file["nsd_id"][:]
     rows = np.minimum(np.searchsorted(held, nsd_ids), len(held) - 1)
     if not np.array_equal(held[rows], nsd_ids):
         missing = np.asarray(nsd_ids)[held[rows] != nsd_ids]
-        raise KeyError(f"{file.filename} lacks {len(missing)} pictures, among them {missing[:5]}")
+        raise damaged(file.path, f"lacks {len(missing)} pictures, the first nsd_id {missing[0]}")
     return rows
 
 
-def open_features(out: Path, subject: int | None) -> h5py.File:
+def open_features(out: Path, subject: int | None) -> Artefact:
     """The features of a subject's own pictures, or (None) of the shared ones."""
-    return h5py.File(artefact(out, Cell("features", subject)), "r")
+    return open_artefact(out, Cell("features", subject))

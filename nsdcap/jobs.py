@@ -14,8 +14,10 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from nsdcap.errors import NsdcapError
+from nsdcap.errors import DataError, NsdcapError, first_line
+from nsdcap.options import STAGE_NAMES
 from nsdcap.paths import Cell, write_json
 
 ACTIVE = {
@@ -114,18 +116,65 @@ def write(out: Path, array: Array) -> None:
 
 
 def read(out: Path) -> list[Array]:
-    """All records of a run, in the order of submission."""
-    found = []
-    for path in sorted(folder(out).glob("*.json")):
-        try:
-            kept = json.loads(path.read_text())
-        except FileNotFoundError:  # a launcher has just found that it was never submitted
-            continue
-        kept["cells"] = tuple(Cell(*cell) for cell in kept["cells"])
-        for name in ("tries", "memory", "time", "signatures"):
-            kept[name] = tuple(kept[name])
-        found.append(Array(**kept))
+    """All records of a run, in the order of submission.
+
+    Raises
+    ------
+    DataError
+        One cannot be read, or is no record.
+    """
+    records = (_record(path) for path in sorted(folder(out).glob("*.json")))
+    found = [record for record in records if record is not None]
     return sorted(found, key=lambda array: (array.submitted, array.name))
+
+
+# of each field but the cells: its type, and that of its items
+_KINDS: dict[str, tuple[Any, Any]] = {
+    "name": (str, None), "stage": (str, None), "job": (str, None), "held": (bool, None),
+    "submitted": ((int, float), None), "tries": (list, int), "memory": (list, int), "time": (list, int),
+    "signatures": (list, str), "resources": (dict, None), "waits": (list, None), "user": (int, None),
+}  # fmt: skip
+
+
+def _cell(stage: Any, subject: Any, layer: Any) -> Cell:
+    if stage not in STAGE_NAMES or not all(
+        value is None or (type(value) is int and 0 <= value < 100_000) for value in (subject, layer)
+    ):
+        raise ValueError(f"no cell is {repr((stage, subject, layer))[:60]}")
+    return Cell(stage, subject, layer)
+
+
+def _record(path: Path) -> Array | None:
+    """None where a launcher has just found that it was never submitted."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if unknown := kept.keys() - {"cells", *_KINDS}:
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))[:60]}")
+        cells = tuple(_cell(*row) for row in kept["cells"])
+        if not cells:
+            raise ValueError("no cells")
+        for name, (kind, item) in _KINDS.items():
+            if name not in kept and name not in ("name", "stage"):  # of an earlier version
+                continue
+            value = kept[name]
+            if not isinstance(value, kind) or (
+                kind in (int, (int, float)) and isinstance(value, bool)
+            ):
+                raise ValueError(f"{name} is {repr(value)[:60]}")
+            if item and not all(type(one) is item for one in value):
+                raise ValueError(f"{name} is {repr(value)[:60]}")
+            if item and len(value) not in (0, len(cells)):
+                raise ValueError(f"{len(value)} {name} of {len(cells)} cells")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise DataError(
+            f"{path}: cannot be read as a record of jobs ({why}); see with squeue that none of this run waits "
+            "or runs, then remove the file"
+        ) from None
+    lists = {name: tuple(kept[name]) for name, (_, item) in _KINDS.items() if item and name in kept}
+    return Array(**{**kept, **lists, "cells": cells})
 
 
 # --- what SLURM says ------------------------------------------------------------------------------

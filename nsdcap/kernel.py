@@ -10,12 +10,13 @@ from typing import Any
 import h5py
 import numpy as np
 
+from nsdcap.artefacts import Artefact, open_artefact
 from nsdcap.config import Config
 from nsdcap.devices import array_library
 from nsdcap.features import open_features, rows_of
 from nsdcap.folds import grouped_folds
 from nsdcap.parts import kept
-from nsdcap.paths import Cell, artefact
+from nsdcap.paths import Cell
 from nsdcap.ridge import blocks, to_host
 from nsdcap.ridge_encode import KernelBasis, kernel_basis
 from nsdcap.ridge_joint import JointBases, check_kernels, fold_basis
@@ -77,7 +78,7 @@ def _kernels(cell: Cell, pictures: Pictures, config: Config, out: Path) -> tuple
 
 def read_pictures(subject: int | None, config: Config, out: Path) -> Pictures:
     """A subject's pictures; the same folds for every encoding model."""
-    with h5py.File(artefact(out, Cell("prepare", subject)), "r") as file:
+    with open_artefact(out, Cell("prepare", subject)) as file:
         trial_ids, test_ids = file["nsd_id_train"][:], file["nsd_id_test"][:]
     ids, first, counts = np.unique(trial_ids, return_index=True, return_counts=True)
     folds = grouped_folds(trial_ids, config.ridge.folds, config.seed)[first]
@@ -110,7 +111,7 @@ def z_v_kernels(
 
 def read_bases(subject: int | None, config: Config, out: Path) -> JointBases:
     """What ``run`` wrote, on the device that ridge runs on."""
-    with h5py.File(artefact(out, Cell("kernel", subject)), "r") as file:
+    with open_artefact(out, Cell("kernel", subject)) as file:
         whole = _read(file["whole"], config)
         groups = [file[f"fold_{number}"] for number in range(len(file) - 1)]
         found = [_read(group, config) for group in groups]
@@ -119,7 +120,7 @@ def read_bases(subject: int | None, config: Config, out: Path) -> JointBases:
 
 def read_whole(subject: int | None, config: Config, out: Path) -> KernelBasis:
     """The eigenbasis of all training pictures alone."""
-    with h5py.File(artefact(out, Cell("kernel", subject)), "r") as file:
+    with open_artefact(out, Cell("kernel", subject)) as file:
         return _read(file["whole"], config)
 
 
@@ -131,7 +132,7 @@ def _arrays(basis: KernelBasis) -> dict[str, Any]:
     return {name: to_host(getattr(basis, name)) for name in _ARRAYS} | {"scale": basis.scale}
 
 
-def _read(group: h5py.Group, config: Config) -> KernelBasis:
+def _read(group: Artefact, config: Config) -> KernelBasis:
     xp = array_library(config.ridge.device)
     arrays = {name: xp.asarray(group[name][:]) for name in _ARRAYS}
     return KernelBasis(**arrays, scale=float(group.attrs["scale"]))

@@ -23,6 +23,7 @@ from nsdcap.options import (
     MINIATURE_OUT,
     STAGE_NAMES,
     build_parser,
+    check_options,
     choose_executor,
     chosen_cells,
     read_site,
@@ -60,14 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def launch(options: argparse.Namespace) -> int:
     """Settle the settings, then plan (``--dry-run``) or run."""
-    if options.jobs < 1:
-        raise UsageError(f"--jobs: found {options.jobs}, expected at least 1")
+    check_options(options)
     miniature = options.config is None and options.nsd_root is None
     if options.out is None and not miniature:
         raise UsageError("--out: give the folder for the results")
     out = (options.out or MINIATURE_OUT).absolute()
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if started > 1:
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started not in ("", "0", "1"):
         raise UsageError(
             f"this is one of {started} processes (WORLD_SIZE), each of which would do all of the work: "
             f"start the launcher by itself, with --processes {started}"
@@ -83,6 +83,7 @@ def launch(options: argparse.Namespace) -> int:
     print(f"executor {executor}: {why}", flush=True)
     if miniature and not make_miniature(out, cells, options.dry_run):
         return 0
+    from nsdcap import description, room
     from nsdcap.cells import Ledger
     from nsdcap.containers import check_image, place_script
     from nsdcap.lock import holding
@@ -96,10 +97,13 @@ def launch(options: argparse.Namespace) -> int:
     if options.dry_run:
         tell(ledger, cells, site if executor == "slurm" else None, options)
         return 0
+    if not options.no_room_check:
+        room.check(ledger, cells, options.force)
     make_folder(out)
 
     def begin() -> None:
         """Write what the cells need, once the run is held."""
+        description.write(out, miniature)
         if site is not None:
             place_script(out)
             keep_cache(out, site.cache)

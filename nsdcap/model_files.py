@@ -83,18 +83,71 @@ def _chosen(folder: Path) -> list[Path]:
     return []
 
 
+# numbers of configurations that sizes follow from, and the most of each
+NUMBERS = {
+    "hidden_size": 65_536, "intermediate_size": 1 << 20, "num_hidden_layers": 10_000, "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 20, "image_size": 65_536, "patch_size": 65_536, "num_channels": 1024,
+    "projection_dim": 65_536, "in_channels": 1024, "out_channels": 1024, "latent_channels": 1024,
+}  # fmt: skip
+PER_BLOCK = {  # either a number or one for each block
+    "layers_per_block": 100, "cross_attention_dim": 65_536, "block_out_channels": 65_536,
+}  # fmt: skip
+
+
 def read_configuration(setting: str, file: Path) -> dict[str, Any]:
-    """A configuration of a model, as its config.json; DataError, which names ``setting``, where it holds no
-    JSON object."""
+    """A configuration of a model, as its config.json.
+
+    Raises
+    ------
+    DataError
+        Names ``setting``: it holds no JSON object, or a size in it is no size.
+    """
     try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         why = first_line(error)
     else:
         if isinstance(found, dict):
+            _check_sizes(f"{setting}: {file}", found)
             return found
         why = f"found {type(found).__name__}, expected an object"
     raise DataError(f"{setting}: {file} cannot be read as JSON ({why}); fetch the model again")
+
+
+def _check_sizes(place: str, config: dict[str, Any]) -> None:
+    """Refuse a configuration's sizes that are no numbers above 0, or sections that are none."""
+
+    def whole(value: Any, most: int) -> bool:
+        return type(value) is int and 0 < value <= most
+
+    def refuse(key: str, value: Any, expected: str) -> None:
+        raise DataError(
+            f"{place}: {key} is {repr(value)[:60]}, expected {expected}; fetch the model again"
+        )
+
+    for section in ("", "text_config", "vision_config", "text_config_dict", "vision_config_dict"):
+        part = config.get(section, {}) if section else config
+        if part is None and section.endswith("_dict"):
+            continue
+        if not isinstance(part, dict):
+            refuse(section, part, "an object")
+        for key, value in part.items():
+            most = NUMBERS.get(key, 0)
+            if most and not whole(value, most):
+                refuse(key, value, f"a whole number from 1 to {most}")
+            if most := PER_BLOCK.get(key, 0):
+                many = isinstance(value, list) and 0 < len(value) <= 16
+                if not all(whole(item, most) for item in (value if many else [value])):
+                    refuse(key, value, f"whole numbers from 1 to {most}")
+            if key == "block_out_channels" and not isinstance(value, list):
+                refuse(key, value, "a list of whole numbers")
+            if key.endswith("block_types") and not (
+                isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+            ):
+                refuse(key, value, "a list of names")
+        size, patch = part.get("image_size", 1 << 16), part.get("patch_size", 1)
+        if size < patch:
+            refuse("patch_size", patch, f"at most image_size, {size}")
 
 
 def known_sha256(path: Path) -> str:

@@ -10,8 +10,7 @@ Source: the NSD Data Manual (https://cvnlab.slite.page/p/CT9Fwl4_hc/NSD-Data-Man
 
 from __future__ import annotations
 
-import csv
-import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,19 +21,19 @@ from nibabel.openers import ImageOpener
 
 from nsdcap.errors import DataError
 from nsdcap.nsd_read import (
-    UNREADABLE,
     find_dataset,
     inside,
     load_image,
     must_exist,
     open_hdf5,
     read_volume,
+    reading,
 )
+from nsdcap.nsd_tables import StimInfo, read_captions, read_design, read_labels, read_stim_info
 
 TRIALS_PER_SESSION = 750
 SESSIONS = 40
 SUBJECTS = 8
-SHARED = 1000  # the first so many of a subject's 10,000 pictures are shown to every subject
 BETAS_SCALE = 300.0  # betas are stored as int16: percent signal change x 300
 PICTURE_SHAPE = (425, 425, 3)
 
@@ -70,31 +69,11 @@ class NSD:
 
     @cached_property
     def _design(self) -> dict[str, np.ndarray]:
-        path = Path(self.root) / "nsddata/experiments/nsd/nsd_expdesign.mat"
-        must_exist(path)
-        shapes = {
-            "masterordering": (1, SESSIONS * TRIALS_PER_SESSION),
-            "subjectim": (SUBJECTS, 10000),
-            "sharedix": (1, SHARED),
-        }
-        try:
-            import scipy.io  # it takes long to load
+        return read_design(self.design_file())
 
-            found = scipy.io.loadmat(path, variable_names=list(shapes))
-        except (*UNREADABLE, NotImplementedError, TypeError) as error:
-            raise DataError(f"{path} cannot be read ({error}); fetch it again.") from error
-        design = {}
-        for name, shape in shapes.items():
-            if name not in found or found[name].shape != shape:
-                what = found[name].shape if name in found else "nothing"
-                raise DataError(f"{path}: {name} is {what}, expected {shape}; fetch it again.")
-            design[name] = found[name].astype(np.int64)
-        if set(design["subjectim"][0, :SHARED]) != set(design["sharedix"][0]):
-            raise DataError(
-                f"{path}: sharedix and the first {SHARED} columns of subjectim name different"
-                " pictures; fetch it again."
-            )
-        return design
+    def stim_info(self) -> StimInfo:
+        """The table of all pictures. Raises DataError where it is broken."""
+        return read_stim_info(self.stim_info_file())
 
     def trials(self, subject: int, sessions: Sequence[int]) -> Trials:
         """Trials of ``sessions`` in the order given, 750 a session.
@@ -115,6 +94,21 @@ class NSD:
         return np.sort(self._design["sharedix"][0] - 1)
 
     # --- files ------------------------------------------------------------------------------
+
+    def design_file(self) -> Path:
+        return Path(self.root) / "nsddata/experiments/nsd/nsd_expdesign.mat"
+
+    def stim_info_file(self) -> Path:
+        return Path(self.root) / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
+
+    def stimuli_file(self) -> Path:
+        return Path(self.root) / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
+
+    def labels_file(self, subject: int) -> Path:
+        return Path(self.root) / f"nsddata/freesurfer/subj{subject:02d}/label/streams.mgz.ctab"
+
+    def roi_file(self, subject: int, name: str = "streams") -> Path:
+        return self.subject_dir(subject) / self.space / "roi" / f"{name}.nii.gz"
 
     def subject_dir(self, subject: int) -> Path:
         return Path(self.root) / f"nsddata/ppdata/subj{subject:02d}"
@@ -147,25 +141,17 @@ class NSD:
 
     def roi(self, subject: int, name: str = "streams") -> tuple[np.ndarray, np.ndarray]:
         """Labels of an ROI file, (X, Y, Z) int16, negative outside it, and its affine (4, 4)."""
-        path = self.subject_dir(subject) / self.space / "roi" / f"{name}.nii.gz"
+        path = self.roi_file(subject, name)
         values, affine = read_volume(path)
-        if not np.array_equal(values, np.rint(values)):
-            raise DataError(f"{path} holds fractions, expected whole labels; fetch it again.")
+        if not np.all((np.abs(values) < 2**15) & (values % 1 == 0)):
+            raise DataError(
+                f"{path} holds fractions or NaN, expected whole labels from -1; fetch it again."
+            )
         return values.astype(np.int16), affine
 
     def stream_labels(self, subject: int) -> dict[str, int]:
         """Name -> label of the streams atlas, from the subject's ``streams.mgz.ctab``."""
-        path = Path(self.root) / f"nsddata/freesurfer/subj{subject:02d}/label/streams.mgz.ctab"
-        must_exist(path)
-        labels = {}
-        for line in path.read_text().splitlines():
-            fields = line.split()
-            if not fields:
-                continue
-            if len(fields) < 2 or not fields[0].lstrip("-").isdigit():
-                raise DataError(f"{path}: line {line!r}, expected 'index name'; fetch it again.")
-            labels[fields[1]] = int(fields[0])
-        return labels
+        return read_labels(self.labels_file(subject))
 
     def volume(self, subject: int, name: str) -> np.ndarray:
         """A map such as brainmask, mean, ncsnr, R2 or meanbeta_session01: (X, Y, Z) float32."""
@@ -228,17 +214,16 @@ class NSD:
         else:
             image = load_image(path)
             flat = np.ravel_multi_index(tuple(voxels.T), shape, order="F")
-            n_bytes = int(np.prod(shape)) * 2
+            n_bytes = math.prod(shape) * 2
             stored = image.get_data_dtype().newbyteorder(image.header.endianness)
-            try:
-                # slicing nibabel's proxy would unpack the file from its start for every trial
-                with ImageOpener(str(path)) as file:
-                    file.seek(image.dataobj.offset)
-                    for t in range(TRIALS_PER_SESSION):
-                        frame = np.frombuffer(file.read(n_bytes), dtype=stored)
-                        by_voxel[:, t] = frame[flat]
-            except (*UNREADABLE, IndexError) as error:
-                raise DataError(f"{path} is broken ({error}); fetch it again.") from error
+            # slicing nibabel's proxy would unpack the file from its start for every trial
+            with reading(path, "is broken"), ImageOpener(str(path)) as file:
+                file.seek(image.dataobj.offset)
+                for t in range(TRIALS_PER_SESSION):
+                    frame = np.frombuffer(file.read(n_bytes), dtype=stored)
+                    by_voxel[:, t] = frame[flat]
+                while file.read(1 << 20):  # gzip compares its check sum at the end alone
+                    pass
         return np.ascontiguousarray(by_voxel.T)
 
     # --- pictures and captions --------------------------------------------------------------
@@ -250,7 +235,7 @@ class NSD:
         a picture was never written (all zero), as after an interrupted copy.
         """
         ids = np.asarray(nsd_ids, dtype=np.int64).reshape(-1)
-        path = Path(self.root) / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"
+        path = self.stimuli_file()
         found = np.empty((len(ids), *PICTURE_SHAPE), dtype=np.uint8)
         with open_hdf5(path) as file:
             dataset = find_dataset(file, path, "imgBrick", "u1", 4)
@@ -283,37 +268,22 @@ class NSD:
         objects). Raises DataError when a picture has no captions.
         """
         wanted = {int(i) for i in nsd_ids}
-        info = Path(self.root) / "nsddata/experiments/nsd/nsd_stim_info_merged.csv"
-        by_split: dict[str, dict[int, int]] = {}
-        must_exist(info)
-        with info.open(newline="") as file:
-            try:
-                for row in csv.DictReader(file):
-                    if (nsd_id := int(row["nsdId"])) in wanted:
-                        by_split.setdefault(row["cocoSplit"], {})[int(row["cocoId"])] = nsd_id
-            except (KeyError, ValueError, TypeError, csv.Error) as error:
-                raise DataError(
-                    f"{info}: {error!r}; expected columns nsdId, cocoId, cocoSplit."
-                ) from error
-        found: dict[int, list[tuple[int, str]]] = {i: [] for i in wanted}
+        info = self.stim_info()
+        if beyond := sorted(i for i in wanted if not 0 <= i < len(info.coco_id)):
+            raise DataError(f"nsd_id {beyond[0]}: expected 0 to {len(info.coco_id) - 1}.")
         folder = Path(self.coco_dir) if self.coco_dir else Path(self.root) / "annotations"
-        for split, by_coco in sorted(by_split.items()):
+        found: dict[int, list[str]] = {}
+        for split in sorted({str(info.split[i]) for i in wanted}):
             path = folder / f"captions_{split}.json"
-            must_exist(path, "; the folder is the setting coco_dir")
-            try:
-                for entry in json.loads(path.read_bytes())["annotations"]:
-                    if (shown := by_coco.get(entry["image_id"])) is not None:
-                        found[shown].append((entry["id"], entry["caption"].strip()))
-            except (KeyError, ValueError, TypeError) as error:
+            must_exist(path, "; the folder is the setting data.annotations")
+            mine = {int(info.coco_id[i]): i for i in wanted if info.split[i] == split}
+            found |= read_captions(path, mine)
+            if missing := sorted(i for i in mine.values() if not found[i]):
                 raise DataError(
-                    f"{path} is not COCO's captions ({error!r}); fetch it again."
-                ) from error
-        if missing := sorted(i for i, texts in found.items() if not texts):
-            raise DataError(
-                f"{len(missing)} pictures have no captions in {folder}, the first nsd_id"
-                f" {missing[0]}; fetch COCO's captions_train2017.json and captions_val2017.json."
-            )
-        return {i: [text for _, text in sorted(found[i])] for i in sorted(found)}
+                    f"{path}: {len(missing)} of {len(mine)} pictures have no captions, the first nsd_id "
+                    f"{missing[0]} (cocoId {info.coco_id[missing[0]]}); fetch COCO's captions of 2017."
+                )
+        return {i: found[i] for i in sorted(found)}
 
     # --- surfaces ---------------------------------------------------------------------------
 
@@ -322,19 +292,24 @@ class NSD:
         depths: Sequence[int] = (1, 2, 3),
     ) -> np.ndarray:  # fmt: skip
         """A volume (X, Y, Z) on the subject's own surface: see ``nsd_surface.sample_layers``."""
-        folder = self.subject_dir(subject) / "transforms"
-        short = self.space.removesuffix("mm")
-        layers = [folder / f"{hemi}.{short}-to-layerB{depth}.mgz" for depth in depths]
         from nsdcap import nsd_surface
 
-        return nsd_surface.sample_layers(volume, layers, kind)
+        return nsd_surface.sample_layers(volume, self.layer_files(subject, hemi, depths), kind)
 
     def to_fsaverage(self, subject: int, hemi: str, values: np.ndarray) -> np.ndarray:
         """Values (V,) of the subject's vertices on fsaverage: see ``nsd_surface.to_fsaverage``."""
-        folder = self.subject_dir(subject) / "transforms"
         from nsdcap import nsd_surface
 
-        return nsd_surface.to_fsaverage(values, folder / f"{hemi}.white-to-fsaverage.mgz")
+        return nsd_surface.to_fsaverage(values, self.fsaverage_file(subject, hemi))
+
+    def layer_files(self, subject: int, hemi: str, depths: Sequence[int] = (1, 2, 3)) -> list[Path]:
+        """From the volume to each depth of the subject's surface."""
+        folder = self.subject_dir(subject) / "transforms"
+        short = self.space.removesuffix("mm")
+        return [folder / f"{hemi}.{short}-to-layerB{depth}.mgz" for depth in depths]
+
+    def fsaverage_file(self, subject: int, hemi: str) -> Path:
+        return self.subject_dir(subject) / "transforms" / f"{hemi}.white-to-fsaverage.mgz"
 
 
 def voxels_of(labels: np.ndarray, wanted: Sequence[int]) -> np.ndarray:

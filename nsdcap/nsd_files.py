@@ -1,4 +1,4 @@
-"""Which of NSD's files a stage reads, so that a change of one can be noticed."""
+"""Which of NSD's files are read: the one list, for noticing that a file changed and for fetching them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 
 from nsdcap.nsd import NSD
 
+KINDS = ("design", "volumes", "captions", "surfaces", "stimuli", "betas")
+OPTIONAL = ("surfaces",)  # without them there are no maps on the cortex, all else is computed
+
 
 def files(nsd: NSD, kind: str, subjects: Sequence[int], sessions: Sequence[int]) -> list[Path]:
-    """Paths of one kind: design, betas, volumes, stimuli, captions or surfaces.
-
-    Volumes and surfaces that a subject does not have are left out.
+    """Paths of one kind (see ``KINDS``) as they lie in ``nsd.root``; surfaces only where they are there.
 
     Raises
     ------
@@ -20,24 +21,45 @@ def files(nsd: NSD, kind: str, subjects: Sequence[int], sessions: Sequence[int])
     ValueError
         Another kind.
     """
+    if kind == "betas":
+        return [nsd.betas_file(s, session) for s in subjects for session in sessions]
+    found = wanted(nsd, kind, subjects, sessions)
+    return [path for path in found if path.exists()] if kind in OPTIONAL else found
+
+
+def wanted(
+    nsd: NSD, kind: str, subjects: Sequence[int], sessions: Sequence[int], nifti: bool = False
+) -> list[Path]:
+    """Paths of one kind below ``nsd.root`` by NSD's own names, be they there or not.
+
+    Betas as HDF5, or as ``nifti``. Raises ValueError for another kind.
+    """
     root = Path(nsd.root)
     experiment = root / "nsddata/experiments/nsd"
     match kind:
         case "design":
             return [experiment / "nsd_expdesign.mat"]
         case "betas":
-            return [nsd.betas_file(s, session) for s in subjects for session in sessions]
+            ending = ".nii.gz" if nifti else ".hdf5"
+            names = [f"betas_session{session:02d}{ending}" for session in sessions]
+            return [nsd.betas_dir(s) / name for s in subjects for name in names]
         case "volumes":
-            spaces = [nsd.subject_dir(s) / nsd.space for s in subjects]
-            found = [space / "roi/streams.nii.gz" for space in spaces]
-            return [*found, *(nsd.betas_dir(s) / "ncsnr.nii.gz" for s in subjects)]
+            found = [nsd.subject_dir(s) / nsd.space / "roi/streams.nii.gz" for s in subjects]
+            found += [nsd.betas_dir(s) / "ncsnr.nii.gz" for s in subjects]
+            freesurfer = root / "nsddata/freesurfer"
+            return [
+                *found,
+                *(freesurfer / f"subj{s:02d}/label/streams.mgz.ctab" for s in subjects),
+            ]
         case "stimuli":
             return [root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"]
         case "captions":
-            folder = nsd.coco_dir or root / "annotations"
-            names = [Path(folder) / f"captions_{part}2017.json" for part in ("train", "val")]
-            return [experiment / "nsd_stim_info_merged.csv", *names]
+            folder = Path(nsd.coco_dir or root / "annotations")
+            names = [f"captions_{part}2017.json" for part in ("train", "val")]
+            return [experiment / "nsd_stim_info_merged.csv", *(folder / name for name in names)]
         case "surfaces":
-            folders = [nsd.subject_dir(s) / "transforms" for s in subjects]
-            return [path for folder in folders for path in sorted(folder.glob("*.mgz"))]
+            short = nsd.space.removesuffix("mm")
+            steps = [*(f"{short}-to-layerB{depth}" for depth in (1, 2, 3)), "white-to-fsaverage"]
+            names = [f"{hemi}.{step}.mgz" for hemi in ("lh", "rh") for step in steps]
+            return [nsd.subject_dir(s) / "transforms" / name for s in subjects for name in names]
     raise ValueError(f"unknown kind of files: {kind}")

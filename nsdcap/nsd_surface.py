@@ -6,17 +6,14 @@ The files count from 1; here, and nowhere after, that is undone. Source: the NSD
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from scipy.ndimage import map_coordinates
 
 from nsdcap.errors import DataError
+from nsdcap.nsd_read import read_image
 
 NO_DATA = 9999.0
 
@@ -29,6 +26,8 @@ def sample_layers(volume: np.ndarray, layers: Sequence[Path], kind: str = "neare
     that are NaN (outside an ROI) are left out of the mean; a vertex with no voxel at all is NaN.
     Raises DataError when a transform is missing, broken, or not V x 3.
     """
+    from scipy.ndimage import map_coordinates  # it takes long to load
+
     values = np.asarray(volume, dtype=np.float64)
     if values.ndim != 3:
         raise DataError(f"the volume has shape {values.shape}, expected (X, Y, Z).")
@@ -40,11 +39,8 @@ def sample_layers(volume: np.ndarray, layers: Sequence[Path], kind: str = "neare
     total: Any = 0.0
     weight: Any = 0.0
     for path in layers:
-        at = _read_transform(path)
-        if at.ndim != 2 or at.shape[1] != 3:
-            raise DataError(f"{path} has shape {at.shape}, expected (vertices, 3).")
-        known = np.all(np.isfinite(at) & (at != NO_DATA), axis=1)
-        where = np.where(known[:, None], at - 1, -1e3).T  # (3, V); far outside reads as absent
+        at = read_layer(path)
+        where = np.where(np.isfinite(at), at, -1e3).T  # (3, V); far outside reads as absent
         options: dict[str, Any] = {"order": order, "mode": "constant", "cval": 0.0}
         total = total + map_coordinates(filled, where, **options)
         weight = weight + map_coordinates(present, where, **options)
@@ -58,24 +54,40 @@ def to_fsaverage(values: np.ndarray, path: Path) -> np.ndarray:
     ``path``: for each fsaverage vertex the 1-based index of the subject's nearest vertex.
     Raises DataError when the file is missing or broken, or points beyond the subject's vertices.
     """
+    return np.asarray(values, dtype=np.float64)[read_index(path, len(values))]
+
+
+def read_index(path: Path, n_vertices: int) -> np.ndarray:
+    """The subject's vertex nearest to each fsaverage vertex, (V_fsaverage,) int64, 0-based.
+
+    Raises DataError when the file is missing or broken, or points beyond the subject's ``n_vertices``.
+    """
     index = _read_transform(path)
     if index.ndim != 1:
         raise DataError(f"{path} has shape {index.shape}, expected one index a vertex.")
-    at = np.rint(index).astype(np.int64) - 1
-    if at.min() < 0 or at.max() >= len(values):
+    if not np.all(index % 1 == 0):
+        raise DataError(f"{path} holds {index[index % 1 != 0][0]:g}, expected whole indices.")
+    if index.min() < 1 or index.max() > n_vertices:
+        wrong = index.min() if index.min() < 1 else index.max()
         raise DataError(
-            f"{path} points at vertex {at.max() + 1} of the subject, but {len(values)} values were"
+            f"{path} points at vertex {wrong:.0f} of the subject, but {n_vertices} values were"
             " given; take the values of the same subject and hemisphere."
         )
-    return np.asarray(values, dtype=np.float64)[at]
+    return index.astype(np.int64) - 1
+
+
+def read_layer(path: Path) -> np.ndarray:
+    """A depth's volume coordinates (V, 3) float64, 0-based, NaN where there are none.
+
+    Raises DataError when the file is missing or broken, or not V x 3.
+    """
+    at = _read_transform(path)
+    if at.ndim != 2 or at.shape[1] != 3:
+        raise DataError(f"{path} has shape {at.shape}, expected (vertices, 3).")
+    known = np.all(np.isfinite(at) & (at != NO_DATA), axis=1)
+    return np.where(known[:, None], at - 1, np.nan)
 
 
 def _read_transform(path: Path) -> np.ndarray:
     """The transform's numbers, (V,) or (V, 3) float64: MGH files pad with axes of length 1."""
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; check the NSD root, or fetch the file.")
-    try:
-        image: Any = nib.load(path)
-        return np.squeeze(np.asarray(image.dataobj, dtype=np.float64))
-    except (OSError, EOFError, zlib.error, ImageFileError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}); fetch it again.") from error
+    return np.squeeze(read_image(path)[0])

@@ -62,10 +62,32 @@ def build_parser() -> argparse.ArgumentParser:
         help="that share a cell's pictures, one a GPU (features, caption, reconstruct; not slurm)")  # fmt: skip
     add("--dry-run", action="store_true",
         help="list cells, reasons, estimated cost, and what SLURM would be given; write nothing")  # fmt: skip
+    add("--no-room-check", action="store_true",
+        help="begin although the disk has less room than the estimate")  # fmt: skip
     add("--force", action="store_true", help="also compute cells that are done")
     add("--retry-failed", action="store_true",
         help="slurm: also cells that failed by themselves, with more memory or time where needed")  # fmt: skip
     return parser
+
+
+MOST_JOBS = 1024  # of cells or processes at a time on one machine
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise UsageError for numbers and paths that nothing could follow, whatever the settings are."""
+    from nsdcap.ranges import check_path
+
+    for name in ("jobs", "processes"):
+        found = getattr(options, name)
+        if not 1 <= found <= MOST_JOBS:
+            raise UsageError(f"--{name}: found {found}, expected at least 1, at most {MOST_JOBS}")
+    for name in ("out", "config", "nsd_root", "site", "image"):
+        if (found := getattr(options, name)) is not None:
+            if not str(found).strip():
+                raise UsageError(
+                    f"--{name.replace('_', '-')}: found {str(found)!r}, expected a path"
+                )
+            check_path(f"--{name.replace('_', '-')}", str(found))
 
 
 def choose_executor(options: argparse.Namespace) -> tuple[str, str]:
@@ -86,8 +108,6 @@ def choose_executor(options: argparse.Namespace) -> tuple[str, str]:
             found, why = "slurm", f"site file {site}, and sbatch is on the PATH"
     else:
         found, why = wanted, "by --executor"
-    if options.processes < 1:
-        raise UsageError(f"--processes: found {options.processes}, expected at least 1")
     if found == "slurm" and options.processes > 1:
         raise UsageError(
             "--processes: on a cluster a task has as many as it has GPUs; set gpus of its stage in the site "
@@ -135,11 +155,12 @@ def image_file(options: argparse.Namespace) -> str:
 def settle(options: argparse.Namespace, out: Path, miniature: bool) -> Config:
     """The settings that the options, the file and the preset amount to."""
     from nsdcap import config
+    from nsdcap.typed_toml import to_toml
 
     given = list(options.set)
     if options.nsd_root:
-        given.append(f"data.nsd_root={str(options.nsd_root.absolute())!r}")
-    if options.subjects:
+        given.append(f"data.nsd_root={to_toml(str(options.nsd_root.absolute()))}")
+    if options.subjects is not None:
         given.append(f"data.subjects={options.subjects}")
     if options.layers is not None:
         given.append(f"encode.layers={options.layers}")

@@ -6,12 +6,12 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-import h5py
 import numpy as np
 
 from nsdcap.errors import DataError
 from nsdcap.paths import Cell, artefact
 from nsdcap.plots_run import DPI, GREY, NORMAL, PALE, SMALL, WIDTH, Figure, Run
+from nsdcap.tables import open_hdf5
 
 SHOWN = 6  # pictures in figures 3 and 4
 MORE = 8  # in figure B.1
@@ -198,14 +198,13 @@ def _first_ids(run: Run, many: int) -> list[int]:
 def _pictures(run: Run, subject: int, name: str, ids: list[int]) -> np.ndarray:
     """Pictures (n, s, s, 3) uint8 of the given nsd_id, the first sample, thinned to what is printed."""
     path = artefact(run.out, Cell("reconstruct", subject))
-    try:
-        with h5py.File(path, "r") as file:
-            where = {int(i): row for row, i in enumerate(file["nsd_id"][:])}
-            found = [file[name][where[i]] for i in ids]
-    except (OSError, KeyError) as error:
-        raise DataError(
-            f"{path}: cannot be read, or lacks {name!r} of these pictures; run the reconstruct stage"
-        ) from error
+    with open_hdf5(path, ("nsd_id", name)) as file:
+        where = {int(i): row for row, i in enumerate(file["nsd_id"][:])}
+        if not set(ids) <= set(where):
+            raise DataError(
+                f"{path}: lacks some of these pictures; run the reconstruct stage again"
+            )
+        found = [file[name][where[i]] for i in ids]
     stack = np.stack([x[0] if x.ndim == 4 else x for x in found])
     step = max(1, stack.shape[1] // DPI)
     side = stack.shape[1] // step * step

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nsdcap import limits, weights
+from nsdcap import headers, limits, weights
 from nsdcap.config import MODEL_NAMES, Config
 from nsdcap.errors import DataError, UsageError, bound
 from nsdcap.hub import at_hand
@@ -35,12 +35,16 @@ def preflight(
         Names the setting or file, what was found, and what to do.
     """
     from nsdcap.cells import open_nsd, sessions_of
+    from nsdcap.nsd_checks import check_for
 
     nsd = open_nsd(settings)
-    for subject in settings.data.subjects:
-        for session in sessions_of(settings, nsd, subject):
+    sessions = {s: sessions_of(settings, nsd, s) for s in settings.data.subjects}
+    for subject, chosen in sessions.items():
+        for session in chosen:
             nsd.betas_file(subject, session)
     stages = {cell.stage for cell in cells}
+    check_for(nsd, settings, {kind for stage in stages for kind in STAGES[stage].nsd}, sessions)
+    limits.check_folds(settings, nsd, stages)
     loaded = {model for stage in stages for model in STAGES[stage].weights}
     names = [name for name in MODEL_NAMES if name in loaded]
     there = {
@@ -57,6 +61,7 @@ def preflight(
                 "it empty: then what needs it is not computed"
             )
         weights.verify("models.backbones", place, contents=not dry)
+        headers.check("backbones", place)
 
 
 def _check_weights(model: str, where: str, site: Site | None, dry: bool) -> bool:

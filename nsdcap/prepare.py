@@ -21,11 +21,20 @@ import numpy as np
 from nsdcap.cells import sessions_of
 from nsdcap.config import Config
 from nsdcap.errors import DataError
-from nsdcap.nsd import BETAS_SCALE, NSD, TRIALS_PER_SESSION, Trials, voxels_of
+from nsdcap.nsd import BETAS_SCALE, NSD, TRIALS_PER_SESSION
+from nsdcap.nsd_checks import all_zero, check_subject
 from nsdcap.parts import kept
 from nsdcap.paths import Cell
 from nsdcap.stats import noise_ceiling
 
+# why a voxel is left out, by the attribute that counts it; the first that holds counts
+DROPPED = {
+    "dropped_zero": "0 throughout some session",
+    "dropped_constant": "constant over the training trials of some session",
+    "dropped_constant_test": "constant over all test trials",
+    "dropped_no_ncsnr": "without ncsnr",
+}
+SATURATED = 32767  # NSD's betas go no further
 CHUNK = (TRIALS_PER_SESSION, 512)  # a session by a block of voxels: 1.5 MB
 
 
@@ -72,15 +81,16 @@ def prepare(
     repeats_test (n_pictures,) int64; voxel_mean, voxel_sd (n_voxels,) float64; xyz (n_voxels, 3)
     int32; affine (4, 4); stream (n_voxels,) int8; ncsnr, noise_ceiling (n_voxels,) float32, the
     latter the share of variance ncsnr^2 / (ncsnr^2 + mean(1 / repeats)) (NSD Data Manual).
-    Attributes: subject, sessions, shape (X, Y, Z), stream_names (JSON, name -> label),
-    dropped_constant, dropped_no_ncsnr.
+    Attributes: subject, sessions, shape (X, Y, Z), stream_names (JSON, name -> label), what ``DROPPED``
+    names, saturated_betas, saturated_voxels.
 
-    Voxels that are constant over some session's training trials, or without ncsnr, are left out
-    and counted. Raises DataError before any long work when files are missing or disagree.
+    Voxels that ``DROPPED`` tells of are left out and counted, each once. Betas at the ends of int16 are
+    counted among the voxels that stay. Raises DataError before any long work when files are missing or
+    disagree.
     """
     sessions = sorted(int(s) for s in sessions)
-    trials, is_test, voxels = _check(nsd, subject, sessions, roi_labels)
-    xyz, stream = voxels["xyz"], voxels["stream"]
+    found = check_subject(nsd, subject, sessions, roi_labels)
+    trials, is_test, xyz, stream = found.trials, found.is_test, found.xyz, found.stream
     n_voxels = len(xyz)
     n_train = int((~is_test).sum())
     test_ids, picture, repeats = np.unique(
@@ -91,8 +101,10 @@ def prepare(
     log(f"subject {subject}: (n_trials, n_voxels) = ({len(is_test)}, {n_voxels}) to read")
 
     # 1. one pass over the sessions: training rows to disk, test repeats summed
-    ncsnr = voxels["ncsnr"]
-    varies = np.ones(n_voxels, dtype=bool)
+    ncsnr = found.ncsnr
+    varies, zero = np.ones(n_voxels, dtype=bool), np.zeros(n_voxels, dtype=bool)
+    saturated = np.zeros(n_voxels, dtype=np.int64)
+    low, high = np.full(n_voxels, 2**15), np.full(n_voxels, -(2**15))  # of test trials
     total = np.zeros(n_voxels)
     squares = np.zeros(n_voxels)
     test_sum = np.zeros((len(test_ids), n_voxels))  # (n_pictures, n_voxels)
@@ -109,22 +121,36 @@ def prepare(
             here = slice(number * TRIALS_PER_SESSION, (number + 1) * TRIALS_PER_SESSION)
             of_test = is_test[here]
             read = partial(_session, nsd, subject, session, xyz, of_test, scale, zscore_sessions)
-            found = keep_part(f"session_{session}", read)
-            train, varies = found["train"], varies & found["varies"]
+            part = keep_part(f"session_{session}", read)
+            train, varies, zero = part["train"], varies & part["varies"], zero | part["zero"]
+            saturated += part["saturated"]
+            low, high = np.minimum(low, part["test_low"]), np.maximum(high, part["test_high"])
             rows[row : row + len(train)] = train
             row += len(train)
             total += train.sum(0, dtype=np.float64)
             squares += np.einsum("ij,ij->j", train, train, dtype=np.float64)
-            np.add.at(test_sum, test_row[here][of_test], found["test"])
+            np.add.at(test_sum, test_row[here][of_test], part["test"])
             log(f"subject {subject} session {session}: {len(train)} training trials of 750")
 
         # 2. voxels to keep; the same rows again, standardised, moved left over the dropped ones
-        keep = varies & np.isfinite(ncsnr)
+        with np.errstate(invalid="ignore"):
+            heard = np.isfinite(ncsnr) & (ncsnr >= 0)
+        reasons = dict(zip(DROPPED, (zero, ~varies, low == high, ~heard), strict=True))
+        keep = np.ones(n_voxels, dtype=bool)
+        dropped = {}
+        for name, where in reasons.items():
+            dropped[name] = int((keep & where).sum())
+            keep &= ~where
+        told = ", ".join(f"{count} {DROPPED[name]}" for name, count in dropped.items() if count)
         if not keep.any():
             raise DataError(
-                f"subject {subject}: all {n_voxels} voxels of the ROI are constant in some session,"
-                " or have no ncsnr; check the betas' files."
+                f"subject {subject}: of {n_voxels} voxels of the ROI none is left ({told}); check the files in "
+                f"{nsd.betas_dir(subject)}."
             )
+        ends = {
+            "saturated_betas": int(saturated[keep].sum()),
+            "saturated_voxels": int((saturated[keep] > 0).sum()),
+        }
         mean = total[keep] / n_train
         sd = np.sqrt(np.maximum(squares[keep] / n_train - mean**2, np.finfo(np.float64).tiny))
         n_kept = int(keep.sum())
@@ -144,7 +170,7 @@ def prepare(
         file["voxel_mean"] = mean
         file["voxel_sd"] = sd
         file["xyz"] = xyz[keep].astype(np.int32)
-        file["affine"] = voxels["affine"]
+        file["affine"] = found.affine
         file["stream"] = stream[keep].astype(np.int8)
         file["ncsnr"] = ncsnr[keep].astype(np.float32)
         file["noise_ceiling"] = noise_ceiling(ncsnr[keep], repeats).astype(np.float32)
@@ -155,16 +181,16 @@ def prepare(
             "test_trials": int(is_test.sum()),
             "test_pictures": len(test_ids),
             "voxels": n_kept,
-            "dropped_constant": int((~varies).sum()),
-            "dropped_no_ncsnr": int((varies & ~np.isfinite(ncsnr)).sum()),
+            **dropped,
+            **ends,
         }
         file.attrs.update(
             subject=subject,
             sessions=np.asarray(sessions),
-            shape=np.asarray(voxels["shape"]),
+            shape=np.asarray(found.shape),
             stream_names=json.dumps(names),
-            dropped_constant=counts["dropped_constant"],
-            dropped_no_ncsnr=counts["dropped_no_ncsnr"],
+            **dropped,
+            **ends,
             scaled=scale,
             zscored_sessions=zscore_sessions,
         )
@@ -174,10 +200,11 @@ def prepare(
         f" {repeats.mean():.2f} repeats on average"
     )
     if n_kept < n_voxels:
+        log(f"subject {subject}: {n_voxels - n_kept} of {n_voxels} voxels dropped: {told}")
+    if ends["saturated_betas"]:
         log(
-            f"subject {subject}: {n_voxels - n_kept} of {n_voxels} voxels dropped:"
-            f" {counts['dropped_constant']} constant within some session,"
-            f" {counts['dropped_no_ncsnr']} without ncsnr"
+            f"subject {subject}: {ends['saturated_betas']} betas of {ends['saturated_voxels']} voxels are at "
+            f"the ends of what NSD stores, +/-{SATURATED}; they are kept"
         )
     return counts
 
@@ -186,81 +213,24 @@ def _session(
     nsd: NSD, subject: int, session: int, xyz: np.ndarray, of_test: np.ndarray, scale: bool,
     zscore: bool,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """A session's ``train`` and ``test`` trials (n, n_voxels) float32, and which voxels its training
-    trials vary in."""
+    """A session's ``train`` and ``test`` trials (n, n_voxels) float32, and of each voxel (n_voxels,)
+    whether its training trials vary, whether all are 0, how many are saturated, and the test trials' range."""
     raw = nsd.betas(subject, session, xyz)  # (750, n_voxels) int16
     if not raw.any():
-        raise DataError(_all_zero(nsd, subject, session))
+        raise DataError(all_zero(nsd.betas_file(subject, session)))
     betas = raw.astype(np.float32)
     if scale:
         betas /= np.float32(BETAS_SCALE)
-    varies = np.ptp(raw[~of_test].astype(np.int32), axis=0) > 0
+    first = raw[~of_test][:1]
+    about = {
+        "varies": (raw[~of_test] != first).any(0) | of_test.all(),
+        "zero": ~raw.any(0),
+        "saturated": ((raw >= SATURATED) | (raw <= -SATURATED)).sum(0),
+        "test_low": raw[of_test].min(0, initial=2**15 - 1),
+        "test_high": raw[of_test].max(0, initial=-(2**15)),
+    }
     if zscore:
         mean = betas[~of_test].mean(0, dtype=np.float64)
         sd = betas[~of_test].std(0, dtype=np.float64)
         betas = ((betas - mean) / np.where(sd > 0, sd, 1)).astype(np.float32)
-    return {"train": betas[~of_test], "test": betas[of_test], "varies": varies}
-
-
-def _check(
-    nsd: NSD, subject: int, sessions: list[int], roi_labels: Sequence[str] | None
-) -> tuple[Trials, np.ndarray, dict]:
-    """Trials, which of them are test, the ROI's voxels: what is wrong is found in seconds."""
-    if len(set(sessions)) < len(sessions):
-        raise DataError(f"sessions {sessions} name one session twice; list each once.")
-    trials = nsd.trials(subject, sessions)
-    available = nsd.sessions_available(subject)
-    if missing := [s for s in sessions if s not in available]:
-        raise DataError(
-            f"subject {subject} has no betas of sessions {missing} in {nsd.betas_dir(subject)};"
-            f" fetch them, or choose sessions among {available}."
-        )
-    is_test = np.isin(trials.nsd_id, nsd.shared_ids())
-    both = np.intersect1d(trials.nsd_id[is_test], trials.nsd_id[~is_test])
-    if len(both):
-        raise DataError(f"subject {subject}: picture {both[0]} is both in training and test.")
-    if not is_test.any() or is_test.all():
-        kind = "only" if is_test.any() else "no"
-        raise DataError(
-            f"subject {subject}, sessions {sessions}: {kind} shared pictures were shown, so there"
-            " is nothing to train on or nothing to test; choose more sessions."
-        )
-    labels, affine = nsd.roi(subject, "streams")
-    names = nsd.stream_labels(subject)
-    wanted = [k for k in names.values() if k > 0]
-    if roi_labels is not None:
-        if unknown := [name for name in roi_labels if names.get(name, 0) <= 0]:
-            known = [name for name, k in names.items() if k > 0]
-            raise DataError(f"streams {unknown} do not exist; expected some of {known}.")
-        wanted = [names[name] for name in roi_labels]
-    xyz = voxels_of(labels, wanted)
-    if len(xyz) == 0:
-        raise DataError(
-            f"subject {subject}: no voxel of streams.nii.gz has a label among {wanted}; check that"
-            " the file belongs to this subject, or choose other streams."
-        )
-    few = xyz[:: max(1, len(xyz) // 16)]
-    for session in sessions:
-        shape = nsd.betas_shape(subject, session)
-        if shape != labels.shape:
-            raise DataError(
-                f"{nsd.betas_file(subject, session)} has a volume of {shape}, but the streams ROI"
-                f" of subject {subject} has {labels.shape}; take both of the same subject."
-            )
-        # a NIfTI cannot be probed without unpacking all of it
-        is_hdf5 = nsd.betas_file(subject, session).suffix == ".hdf5"
-        if is_hdf5 and not nsd.betas(subject, session, few).any():
-            raise DataError(_all_zero(nsd, subject, session))
-    voxels = {
-        "xyz": xyz,
-        "stream": labels[tuple(xyz.T)],
-        "affine": affine,
-        "shape": labels.shape,
-        "ncsnr": nsd.ncsnr(subject, xyz),
-    }
-    return trials, is_test, voxels
-
-
-def _all_zero(nsd: NSD, subject: int, session: int) -> str:
-    path = nsd.betas_file(subject, session)
-    return f"{path} holds only zeros in the ROI; the file was not written in full: fetch it again."
+    return {"train": betas[~of_test], "test": betas[of_test], **about}

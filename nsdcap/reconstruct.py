@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache, partial
 from pathlib import Path
+from typing import cast
 
 import h5py
 import numpy as np
 
+from nsdcap.artefacts import open_artefact
 from nsdcap.config import Config
 from nsdcap.decode import read_latent
 from nsdcap.diffusion import Diffusion, resize
+from nsdcap.errors import DataError
 from nsdcap.nsd import NSD
 from nsdcap.paths import Cell, artefact
 from nsdcap.progress import track
 from nsdcap.ridge import blocks
 from nsdcap.score import Clip, name_of
 from nsdcap.shards import in_order
+from nsdcap.tables_captions import read_captions
 
 
 def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
@@ -29,9 +32,14 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     from the brain; ``clip_*`` the embeddings of each, unit length, float32; attribute ``clip``: whose.
     Memory: c of the test pictures and one batch of ``reconstruct.batch`` pictures, which is kept as a part.
     """
-    with h5py.File(artefact(out, Cell("decode", cell.subject)), "r") as file:
+    with open_artefact(out, Cell("decode", cell.subject)) as file:
         ids = file["nsd_id"][:]
-    written = json.loads(artefact(out, Cell("caption", cell.subject)).read_text())["captions"]
+    written = read_captions(out, cast(int, cell.subject))["captions"]
+    if missing := [int(i) for i in ids if str(i) not in written]:
+        raise DataError(
+            f"{artefact(out, Cell('caption', cell.subject))}: found no caption of {len(missing)} of {len(ids)} "
+            f"pictures, the first nsd_id {missing[0]}; run the caption stage again, with --force"
+        )
     texts = [written[str(i)]["brain"] for i in ids]
     c_direct = read_latent(out, cell.subject, "c", config)
     z = read_latent(out, cell.subject, "z", config)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
+from nsdcap.artefacts import Artefact
 from nsdcap.metrics.clip import COSINE
 from nsdcap.paths import Cell, artefact
 from nsdcap.plots_cortex import Run
@@ -106,7 +106,7 @@ def _captions(out: Path, subject: int) -> dict:
     return json.loads(artefact(out, Cell("caption", subject)).read_text(encoding="utf-8"))
 
 
-def _picture(file: h5py.File, arm: str, row: int) -> Picture:
+def _picture(file: Artefact, arm: str, row: int) -> Picture:
     pixels, embedded = file[arm][row], file[f"clip_{arm}"][row]
     if pixels.ndim == 4:  # samples
         pixels, embedded = pixels[0], embedded[0]

@@ -12,6 +12,7 @@ import numpy as np
 from nsdcap.config import Config
 from nsdcap.paths import Cell, artefact
 from nsdcap.plots_cortex import Run
+from nsdcap.prepare import DROPPED
 from nsdcap.report_references import Citations
 from nsdcap.tables import open_hdf5
 
@@ -29,6 +30,8 @@ class Facts:
     targets: dict[str, int]  # of z_v, c and z
     alphas: dict[str, tuple[float, float, int]]  # likewise: lowest, highest, how many
     roi_voxels: dict[str, int]  # likewise
+    dropped: dict[str, int]  # voxels left out, by why
+    saturated: int  # betas at the ends of what NSD stores
 
 
 def read_facts(out: Path, run: Run, settings: Config | None) -> dict[int, Facts]:
@@ -47,6 +50,8 @@ def read_facts(out: Path, run: Run, settings: Config | None) -> dict[int, Facts]
         with open_hdf5(artefact(out, Cell("prepare", subject)), keys) as file:
             ids, repeats, stream = (file[key][:] for key in (keys[0], *keys[2:]))
             sessions = len(file.attrs["sessions"])
+            dropped = {why: int(file.attrs.get(name, 0)) for name, why in DROPPED.items()}
+            saturated = int(file.attrs.get("saturated_betas", 0))
         latents = ("z_v", "c", "z")
         with open_hdf5(artefact(out, Cell("decode", subject)), latents) as file:
             targets = {name: int(file[name].attrs["n_targets"]) for name in latents}
@@ -60,7 +65,7 @@ def read_facts(out: Path, run: Run, settings: Config | None) -> dict[int, Facts]
         alphas = {k: (float(min(grid)), float(max(grid)), len(grid)) for k, grid in grids.items()}
         found[subject] = Facts(
             sessions, len(ids), len(np.unique(ids)), len(repeats), float(repeats.mean()), len(stream),
-            targets, alphas, inside,
+            targets, alphas, inside, dropped, saturated,
         )  # fmt: skip
     return found
 
@@ -110,6 +115,12 @@ def _data(settings: Config, facts: dict[int, Facts], cite: Citations, miniature:
     )
     if data.zscore_sessions:
         text += ", after standardising each session by its own training trials"
+    whys = [why for why in DROPPED.values() if any(f.dropped[why] for f in facts.values())]
+    if whys:
+        left_out = [_each(facts, partial(_dropped, why), f"that were {why}") for why in whys]
+        text += f". Voxels were left out: {_and(left_out)}"
+    if any(f.saturated for f in facts.values()):
+        text += f". {_each(facts, lambda f: f'{f.saturated:,}', 'betas')} had the largest size that is stored"
     return text + "."
 
 
@@ -261,6 +272,10 @@ def _each(facts: dict[int, Facts], get: Callable[[Facts], object], unit: str) ->
     if len(set(values)) == 1:
         return f"{values[0]} {unit}"
     return f"{_and(values)} {unit}"
+
+
+def _dropped(why: str, fact: Facts) -> str:
+    return f"{fact.dropped[why]:,}"
 
 
 def _voxels(name: str, fact: Facts) -> str:

@@ -30,6 +30,7 @@ from nsdcap.errors import DataError, DiskError, UsageError
 from nsdcap.parts import is_kept, keep, keep_only, kept
 from nsdcap.paths import Cell, parts_folder, write_json
 from nsdcap.progress import track
+from nsdcap.provenance import used
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -78,7 +79,7 @@ def _do_share(crew: PartialState, out: Path, cell: Cell, work: Work) -> None:
     with crew.split_between_processes(missing) as mine:
         for name in track(mine, f"{cell}, process {number + 1} of {crew.num_processes}"):
             keep(out, cell, name, work[name]())
-    write_json(_told(out, cell, number), {"missing": missing, "mine": mine})
+    write_json(_told(out, cell, number), {"missing": missing, "mine": mine, "used": used()})
     raise ShareDone
 
 
@@ -169,6 +170,14 @@ def share(
 
         if distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def shares(out: Path, cell: Cell) -> list[dict[str, Any]]:
+    """What each process used that has just done its share of a cell, see ``provenance.used``."""
+    files = sorted(
+        parts_folder(out, cell).glob("process*.json"), key=lambda file: (len(file.name), file.name)
+    )
+    return [told["used"] for file in files if "used" in (told := json.loads(file.read_text()))]
 
 
 def _told(out: Path, cell: Cell, number: int) -> Path:

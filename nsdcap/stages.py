@@ -13,14 +13,15 @@ aggregate everything -> tables, figures, report    one
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from nsdcap import weights
-from nsdcap.config import Config
+from nsdcap.config import MODEL_NAMES, SPEED, Config
 from nsdcap.errors import DataError
 from nsdcap.model_files import is_checkpoint, read_configuration
 from nsdcap.paths import Cell
@@ -34,7 +35,8 @@ class Stage:
     ``function(cell, config, nsd, out, target)``. ``settings`` are the parts of the configuration
     that its result depends on, ``weights`` the models and ``nsd`` the kinds of NSD files it reads.
     ``inputs`` are the same for all layers of a subject: it is called without one. ``shared_out``: its
-    pictures may be divided among processes, see ``shards``.
+    pictures may be divided among processes, see ``shards``. ``unused``: those of ``settings`` that a cell
+    does not read with the others as they are; a change of them leaves it as it is.
     """
 
     function: str
@@ -44,6 +46,7 @@ class Stage:
     nsd: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     shared_out: bool = False
+    unused: Callable[[Cell, Config], set[str]] = lambda cell, config: set()
 
 
 def _per_subject(stage: str) -> Callable[[Config], list[Cell]]:
@@ -77,13 +80,33 @@ def _from(*stages: str) -> Callable[[Cell, Config], list[Cell]]:
     return inputs
 
 
-_PICTURES = (
+def _no_checkpoint(cell: Cell, config: Config) -> set[str]:
+    """A folder of BLIP holds its own vocabulary."""
+    return set() if is_checkpoint(config.models.blip) else {"models.blip_tokenizer"}
+
+
+def _unused_by_features(cell: Cell, config: Config) -> set[str]:
+    drawn = config.reconstruct.posterior == "sample"
+    return _no_checkpoint(cell, config) | (set() if drawn else {"seed"})
+
+
+def _unused_by_decode(cell: Cell, config: Config) -> set[str]:
+    own = config.decode.z_alphas and config.decode.c_alphas and config.decode.z_v_alphas
+    return ({"ridge.alphas"} if own else set()) | (set() if config.ridge.group_folds else {"seed"})
+
+
+def _unused_by_encode(cell: Cell, config: Config) -> set[str]:
+    """Without a layer there is no joint model."""
+    return {"encode.ratios", "encode.bootstraps"} if cell.layer is None else set()
+
+
+_BLIP = (
     "models.blip", "models.blip_tokenizer", "models.picture_size", "models.normalise", "models.dtype",
-    "models.diffusion",
 )  # fmt: skip
 _DECODED = ("decode.gain", "decode.intercept")
+_PLACES = {f"models.{name}" for name in (*MODEL_NAMES, "blip_tokenizer", "backbones")}
 _FOLDS = ("ridge.folds", "seed")
-_RIDGE = (*_FOLDS, "ridge.alphas", "ridge.absolute")
+_RIDGE = (*_FOLDS, "ridge.alphas")
 
 STAGES: dict[str, Stage] = {
     "prepare": Stage(
@@ -97,27 +120,30 @@ STAGES: dict[str, Stage] = {
         "nsdcap.features:run",
         _features_cells,
         lambda cell, config: [],
-        settings=(*_PICTURES, "data.sessions", "caption", "reconstruct.coarse_size",
+        settings=(*_BLIP, "models.diffusion", "data.sessions", "caption", "reconstruct.coarse_size",
                   "reconstruct.posterior", "seed"),
         nsd=("design", "stimuli", "captions"),
         weights=("blip", "diffusion"),
         shared_out=True,
+        unused=_unused_by_features,
     ),
     "decode": Stage(
         "nsdcap.decode:run",
         _per_subject("decode"),
         _from("prepare", "features"),
-        settings=(*_RIDGE, "ridge.group_folds", "roi", "decode.alpha", "decode.z_alphas",
-                  "decode.c_alphas", "decode.z_v_alphas"),
+        settings=(*_RIDGE, "ridge.absolute", "ridge.group_folds", "roi", "decode.alpha",
+                  "decode.z_alphas", "decode.c_alphas", "decode.z_v_alphas"),
+        unused=_unused_by_decode,
     ),
     "caption": Stage(
         "nsdcap.caption:run",
         _per_subject("caption"),
         _from("decode", "features"),
-        settings=(*_PICTURES, *_DECODED, "models.clip", "caption"),
+        settings=(*_BLIP, *_DECODED, "models.clip", "caption", "seed"),
         nsd=("stimuli", "captions"),
         weights=("blip", "clip"),
         shared_out=True,
+        unused=_no_checkpoint,
     ),
     "reconstruct": Stage(
         "nsdcap.reconstruct:run",
@@ -147,6 +173,7 @@ STAGES: dict[str, Stage] = {
         _encode_cells,
         _from("prepare", "features", "kernel"),
         settings=(*_RIDGE, "encode.ratios", "encode.nulls", "encode.bootstraps"),
+        unused=_unused_by_encode,
     ),
     "aggregate": Stage(
         "nsdcap.aggregate:run",
@@ -156,6 +183,31 @@ STAGES: dict[str, Stage] = {
         nsd=("surfaces",),
     ),
 }  # fmt: skip
+
+
+def counted(cell: Cell, config: Config) -> dict[str, Any]:
+    """The settings that decide a cell's result, by "section.key", as JSON reads them.
+
+    What changes speed alone is not among them. Of a folder or file of weights only its own name is: what it
+    holds is looked at, and it may be moved.
+    """
+    stage = STAGES[cell.stage]
+    found: dict[str, Any] = {}
+    for name in stage.settings:
+        section, _, key = name.partition(".")
+        value = getattr(config, section)
+        if key:
+            found[name] = getattr(value, key)
+        elif is_dataclass(value):
+            found |= {f"{name}.{k}": v for k, v in vars(value).items() if k not in SPEED}
+        else:
+            found[name] = value
+    for name in stage.unused(cell, config):
+        found.pop(name, None)
+    for name, value in found.items():
+        if name in _PLACES and value and weights.is_path(value):
+            found[name] = Path(value).name
+    return json.loads(json.dumps(found))
 
 
 def encode_layers(config: Config) -> tuple[int, ...]:

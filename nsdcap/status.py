@@ -68,9 +68,10 @@ def open_run(out: Path) -> Ledger:
     from nsdcap import config, weights
     from nsdcap.cells import Ledger
     from nsdcap.paths import config_file
+    from nsdcap.ranges import check_path
 
-    if (note := weights.cache_note(out)).exists():
-        weights.use_cache(note.read_text())
+    check_path(f"folder {out}", str(out))
+    weights.use_kept_cache(out)
     file = config_file(out)
     if not file.exists():
         raise UsageError(f"{out}: found no config.toml there; give the folder of a run (--out)")

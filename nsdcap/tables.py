@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
+from nsdcap.artefacts import Artefact, open_file
 from nsdcap.errors import DataError
 from nsdcap.paths import Cell, artefact
 from nsdcap.stats import bootstrap_ci
@@ -108,20 +108,12 @@ def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
     return float(mean), float(low), float(high)
 
 
-def open_hdf5(path: Path, keys: Sequence[str]) -> h5py.File:
-    """An HDF5 file opened for reading.
+def open_hdf5(path: Path, keys: Sequence[str]) -> Artefact:
+    """A stage's HDF5 file opened for reading; NaN is let through.
 
-    Raises DataError when it is broken or lacks one of ``keys``.
+    Raises DataError when it is broken or lacks one of ``keys``, see ``artefacts.open_file``.
     """
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}); run its stage again") from error
-    lacking = [key for key in keys if key not in file]
-    if lacking:
-        file.close()
-        raise DataError(f"{path}: lacks {', '.join(lacking)}; run its stage again")
-    return file
+    return open_file(path, path.parent.name, keys, finite=False)
 
 
 def _cell(value: Any) -> Any:

@@ -33,12 +33,23 @@ def read_captions(out: Path, subject: int) -> dict:
         for metric in clip.METRICS:
             for arm in arms:
                 float(content["clip_chance"][metric][arm][1])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"{path}: broken ({error!r}); run the caption stage again") from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        raise DataError(
+            f"{path}: broken ({error!r}); run the caption stage again, with --force"
+        ) from error
     if not captions or lacking:
         raise DataError(
             f"{path}: found {len(captions)} captions, {len(lacking)} of them without an arm, a "
-            f"score of it or references (nsd_id {', '.join(lacking[:5])}); run the caption stage again"
+            f"score of it or references (nsd_id {', '.join(lacking[:5])}); run the caption stage again, with "
+            "--force"
         )
     return content
 

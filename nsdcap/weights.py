@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from nsdcap.config import Config
-from nsdcap.errors import DataError, bound
+from nsdcap.errors import DataError, UsageError, bound, first_line
 from nsdcap.model_files import ORIGINALS, PARTS, known_sha256, loaded, sha256, sources
 from nsdcap.paths import write_json
+from nsdcap.ranges import check_path
 
 LOCK = "weights.lock.json"
 SEEN = ".weights.seen.json"  # files whose SHA-256 was computed, as they were then
@@ -48,14 +49,28 @@ def read_lock(root: Path) -> dict[str, Entry]:
     """
     path = root / LOCK
     try:
-        return {name: Entry(**row) for name, row in json.loads(path.read_text())["files"].items()}
+        rows = json.loads(path.read_text(encoding="utf-8"))["files"]
+        return {name: _entry(name, row) for name, row in rows.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path}: cannot be read as a lock of weights ({error}); remove it and run "
+            f"{path}: cannot be read as a lock of weights ({first_line(error)}); remove it and run "
             f"python hpc/prefetch.py {root}"
         ) from None
+
+
+def _entry(name: str, row: dict[str, Any]) -> Entry:
+    """A row of a lock; ValueError or TypeError for what is none, or would lead out of the folder."""
+    entry = Entry(**row)
+    texts = (entry.repo, entry.revision, entry.file, entry.sha256, entry.licence)
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name[:60]!r} holds what is no text")
+    if type(entry.size) is not int or entry.size < 0:
+        raise ValueError(f"{name[:60]!r}: size is {repr(entry.size)[:60]}")
+    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{name[:60]!r} is no path below the folder")
+    return entry
 
 
 def write_lock(root: Path, entries: dict[str, Entry]) -> None:
@@ -289,6 +304,28 @@ def use_cache(home: str) -> None:
 def cache_note(out: Path) -> Path:
     """The file of a run that names the cache of its tasks, where the site has one of its own."""
     return out / "jobs" / "hf-home"
+
+
+def use_kept_cache(out: Path) -> None:
+    """Take the cache that a run's tasks have, by its note; nothing where there is none.
+
+    Raises
+    ------
+    DataError
+        The note cannot be read, or is no path.
+    """
+    note = cache_note(out)
+    try:
+        home = note.read_text(encoding="utf-8")
+        check_path(str(note), home)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError, UsageError) as error:
+        raise DataError(
+            f"{note}: holds no folder of weights ({first_line(error)}); give the launch command again, which "
+            "writes it"
+        ) from None
+    use_cache(home)
 
 
 def snapshot(repo: str) -> Path | None:

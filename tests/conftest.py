@@ -11,6 +11,11 @@ import pytest
 from drawn_runs import drawn_run  # noqa: F401, a fixture
 from images import built_image, pulled_image, registry, tiny_image  # noqa: F401, fixtures
 from miniature_runs import launch_miniature
+from sharing_out import (  # noqa: F401, hooks
+    pytest_collection_modifyitems,
+    pytest_xdist_make_scheduler,
+    pytest_xdist_setupnodes,
+)
 from small_runs import one_thread, small_run  # noqa: F401, fixtures
 
 from nsdcap.miniature.tree import write_tree
@@ -43,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The miniature's whole run, by the README's command: some minutes. Read only."""
     out = tmp_path_factory.mktemp("miniature")
     said, seconds = launch_miniature(out)
-    print(said[-300:], f"{seconds:.0f} s")
+    print(said[-300:], f"{seconds:.0f} s of CPU")
     return out
 
 

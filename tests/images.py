@@ -89,8 +89,9 @@ def timed(config: pytest.Config, what: str) -> Iterator[None]:
     """Print how long a step took, past pytest's capture."""
     start = time.monotonic()
     yield
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    reporter.write_line(f"\n  {what}: {time.monotonic() - start:.0f} s")
+    # a worker of xdist has no terminal's reporter
+    with config.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n  {what}: {time.monotonic() - start:.0f} s", file=sys.stderr)
 
 
 @pytest.fixture(scope="session")

@@ -157,7 +157,7 @@ def write_prepare(
         for key in ("xyz", "affine", "stream"):
             file[key] = voxels[key]
         file["noise_ceiling"] = np.full(len(voxels["xyz"]), 0.36, dtype="f4")
-        file["nsd_id_train"] = np.arange(600)
+        file["nsd_id_train"] = np.arange(600) + 1000
         file["nsd_id_test"] = np.arange(N_TEST) + 100
         file["repeats_test"] = np.full(N_TEST, 3)
         file.attrs.update(shape=voxels["shape"], subject=subject, sessions=[1, 2, 3])

@@ -160,7 +160,7 @@ def many_layers(tiny_tree, tmp_path):
     kept = json.loads((miniature.MODELS / "blip/config.json").read_text())
     kept["text_config"]["num_hidden_layers"] = 4999
     (blip / "config.json").write_text(json.dumps(kept))
-    (blip / "model.safetensors").touch()  # of which no one but a cell reads more than its size
+    (blip / "pytorch_model.bin").touch()  # of which no one but a cell reads more than its size
     given = [*miniature.places(tiny_tree), "data.sessions=2", f"models.blip={str(blip)!r}"]
     out = tmp_path / "out"
     arguments = ["--nsd-root", str(tiny_tree), "--out", str(out), "--subjects", "1", "2"]

@@ -1,7 +1,6 @@
 """The command line, on a small tree: plan, run, skip, stale, force, fail; exit codes and messages."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -135,10 +134,10 @@ def test_inputs_that_are_missing_are_named(command, capsys):
 
 @pytest.mark.parametrize("executor", ["inline", "local"])
 def test_a_failed_cell_leaves_nothing_half_written(command, tmp_path, capsys, executor):
-    """Weights that are cut short: what is read before a cell begins is their head alone."""
+    """A broken file of a model: only its small files and headers are read before a cell begins."""
     arguments, out = command
     blip = shutil.copytree(miniature.MODELS / "blip", tmp_path / "blip")
-    os.truncate(blip / "model.safetensors", (blip / "model.safetensors").stat().st_size // 2)
+    (blip / "processor_config.json").write_text("{broken")
     stage = [*arguments, "--stage", "features", "--executor", executor]
     assert launch.main([*stage, "--set", f"models.blip={str(blip)!r}"]) == 65
     said = capsys.readouterr().err

@@ -14,6 +14,7 @@ import pytest
 import sacrebleu
 from miniature_runs import launch_miniature
 from scipy.stats import binomtest, kstest
+from test_docs import STAGES_OF_HDF5, check_datasets
 
 from nsdcap import config, miniature, plots_mesh, plots_run, status
 from nsdcap.diffusion import Diffusion
@@ -266,3 +267,12 @@ def test_tables_and_report_agree_with_the_files(run, scenes):
     assert page.count("data:image/png;base64,") >= 5
     assert not list(run.rglob("*.partial"))
     assert config.load(config_file(run)).models.blip == str(miniature.MODELS / "blip")
+
+
+# --- documents -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES_OF_HDF5)
+def test_datasets_are_those_of_the_document(run, stage):
+    """nsdcap/README.md lists every dataset of a stage's file with its shape and type, and no other."""
+    check_datasets(run, stage)

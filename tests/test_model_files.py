@@ -19,6 +19,7 @@ from nsdcap.config import Models
 from nsdcap.cost import Costs
 from nsdcap.diffusion import Diffusion
 from nsdcap.errors import DataError, UsageError
+from nsdcap.headers import ENDS
 from nsdcap.metrics.peers import BACKBONES
 from nsdcap.options import absolute
 from nsdcap.paths import Cell, parts_folder, sidecar
@@ -88,9 +89,15 @@ def test_a_run_with_a_checkpoint_file_carries_its_sha256(
 
     assert Ledger(settings(), out).state(Cell("features")).word == "done"
     os.utime(checkpoint[1] / "vocab.txt", (1, 1))
-    assert reason() == "file blip_tokenizer/vocab.txt has changed"
     os.utime(checkpoint[0], (1, 1))
-    assert reason() == "file blip/model_base.pth has changed"
+    assert reason() == ""  # the same, at another time
+    with (checkpoint[1] / "vocab.txt").open("a") as file:
+        file.write("another\n")
+    assert reason() == "file blip_tokenizer/vocab.txt holds something else than before"
+    with checkpoint[0].open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"?")
+    assert reason().startswith("file blip/model_base.pth holds something else than before; file b")
 
 
 def test_sizes_and_costs_are_those_of_the_checkpoint(settings, tmp_path):
@@ -147,7 +154,11 @@ def test_backbones_are_bound_made_absolute_and_held_against_a_lock(settings, tmp
     root, scored = tmp_path / "models", (Cell("compare", 1),)
     folder = root / "nets"
     folder.mkdir(parents=True)
-    (file := folder / BACKBONES["alexnet"].file).write_bytes(b"one")
+    file = folder / BACKBONES["alexnet"].file
+    torch.save(
+        {name: torch.zeros(1).expand(shape) for name, shape in ENDS["alexnet"].items()}, file
+    )
+    good = file.read_bytes()
     monkeypatch.chdir(root)
     given = absolute(settings("models.backbones=nets"))
     assert given.models.backbones == str(folder)
@@ -158,16 +169,17 @@ def test_backbones_are_bound_made_absolute_and_held_against_a_lock(settings, tmp
         return [words[n + 1] for n, word in enumerate(words) if word == "--bind"]
 
     assert str(folder) in bound()
-    entry = {"repo": "x", "revision": "", "licence": "", "file": file.name, "size": 3}
+    entry = {"repo": "x", "revision": "", "licence": "", "file": file.name}
+    entry["size"] = len(good)
     lock = {"files": {f"nets/{file.name}": {**entry, "sha256": sha256(file)}}}
     (root / weights.LOCK).write_text(json.dumps(lock))
     assert str(root) in bound()  # with the lock
     preflight(given, scored)
-    file.write_bytes(b"two")
+    file.write_bytes(good[::-1])
     with pytest.raises(DataError, match=r"models\.backbones = .*found SHA-256"):
         preflight(given, scored)
     preflight(given, (Cell("decode", 1),))  # which reads no network
-    file.write_bytes(b"one")
+    file.write_bytes(good)
     (folder / "another.pth").write_bytes(b"mine")
     with pytest.raises(DataError, match=r"another\.pth: it is not in .*move it elsewhere"):
         preflight(given, scored)

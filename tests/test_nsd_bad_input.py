@@ -190,7 +190,7 @@ CASES: dict[str, tuple[Callable[[Path], object], Callable[[NSD], object], str]] 
     "broken transform": (
         lambda r: truncate(r / WHITE),
         lambda n: n.to_fsaverage(1, "lh", np.zeros(10242)),
-        "cannot be read",
+        "white-to-fsaverage.mgz is broken",
     ),
     "too few vertices": (
         lambda r: None,

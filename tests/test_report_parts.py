@@ -20,6 +20,7 @@ from nsdcap.config import Config, Data, Decode, Encode, Models, Reconstruct, Rid
 from nsdcap.errors import DataError
 from nsdcap.paths import Cell, sidecar
 from nsdcap.plots_cortex import Run
+from nsdcap.prepare import DROPPED
 from nsdcap.report import read_tables
 from nsdcap.report_costs import cells_of, costs
 from nsdcap.report_gallery import PICTURES, gallery, picture_uri
@@ -39,6 +40,7 @@ from nsdcap.report_scores import by_metric, overview
 PAPERS = Facts(
     37, 24980, 8859, 982, 2.82, 12000, {"z_v": 151296, "c": 59136, "z": 6400},
     dict.fromkeys(("z_v", "c", "z"), (1e-5, 1e5, 16)), {"z_v": 12000, "c": 12000, "z": 5000},
+    dict.fromkeys(DROPPED.values(), 0), 0,
 )  # fmt: skip
 PAPER_MODELS = Models(blip="/w/model_base_capfilt_large.pth", diffusion="/w/stable-diffusion-v1-4")
 
@@ -235,6 +237,21 @@ def test_numbers_come_from_the_results(run):
         assert words in text
     uneven = {1: PAPERS, 2: replace(PAPERS, trials=1970)}
     assert "24,980 and 1,970 single trials" in text_of(Config(), run, uneven)
+
+
+def test_voxels_left_out_are_told_by_subject_and_reason(run):
+    none = dict.fromkeys(DROPPED.values(), 0)
+    some = none | {DROPPED["dropped_zero"]: 1200, DROPPED["dropped_no_ncsnr"]: 2}
+    facts = {1: replace(PAPERS, dropped=some, saturated=7), 2: PAPERS}
+    data = dict(methods(run, Config(), facts, [], False)[0])["Data"]
+    assert (
+        "Voxels were left out: 1,200 and 0 that were 0 throughout some session and 2 and 0 that were without"
+        in data
+    )
+    assert "7 and 0 betas had the largest size that is stored." in data
+    data = dict(methods(run, Config(), {2: PAPERS}, [], False)[0])["Data"]
+    assert "left out" not in data
+    assert "largest size" not in data
 
 
 def test_only_what_is_cited_is_listed(run):

@@ -1,4 +1,4 @@
-"""What a newcomer calls: the examples of docstrings and README run, and wrong calls get one clear error."""
+"""What a newcomer calls: the examples of docstrings and SOLVER.md run, and wrong calls get one clear error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nsdcap.ridge_encode import encode_basis, encode_dual, encode_primal, kernel
 from nsdcap.ridge_joint import encode_joint, joint_bases
 from nsdcap.stats import p_permutation, pearson
 
-README = Path(__file__).parents[1] / "README.md"
+SOLVER = Path(__file__).parents[1] / "nsdcap" / "SOLVER.md"
 
 
 @pytest.mark.parametrize(
@@ -36,10 +36,9 @@ def test_examples_of_the_docstrings_run(module) -> None:
 
 
 @pytest.mark.parametrize(("n", "p"), [(300, 50), (200, 1000)])
-def test_examples_of_the_readme_run_and_do_not_warn(n: int, p: int) -> None:
+def test_examples_of_the_document_run_and_do_not_warn(n: int, p: int) -> None:
     """On voxels planted with 5 % to all of their variance from features, and a few of noise."""
-    section = README.read_text().split("## The solver by itself")[1].split("\n## ")[0]
-    examples = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", SOLVER.read_text(), re.DOTALL)
     rng = np.random.default_rng(0)
     picture = rng.permutation(np.repeat(np.arange(100, 100 + n), 3))
     of_pictures = rng.normal(size=(n, p)) * np.geomspace(1, 0.03, p)

@@ -216,7 +216,7 @@ def test_hub_ids_off_line_are_told_before_any_work(arguments, tmp_path, capsys, 
     assert "clip=lab/clip" in capsys.readouterr().err
     # in an image there is a cache only if it is named
     image = tmp_path / "x.sif"
-    image.write_bytes(bytes(32) + b"SIF_MAGIC")
+    image.write_bytes(bytes(32) + b"SIF_MAGIC" + bytes(87))
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.delenv("HF_HOME")
     in_image = [*words, "--executor", "local", "--image", str(image), "--dry-run"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nsdcap.config import MODEL_NAMES
+from nsdcap.typed_toml import to_toml
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = HERE / "miniature.toml"
@@ -29,4 +30,4 @@ def places(tree: Path) -> list[str]:
     """Settings that say where the miniature's NSD and models lie, as ``config.load`` takes them."""
     names = {f"models.{name}": MODELS / name for name in MODEL_NAMES}
     names["data.nsd_root"] = tree
-    return [f"{key}={str(path)!r}" for key, path in names.items()]
+    return [f"{key}={to_toml(str(path))}" for key, path in names.items()]

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from nsdcap import config
+from nsdcap.artefacts import Artefact, open_artefact
 from nsdcap.errors import DataError, UsageError
 from nsdcap.paths import Cell, artefact, atomic, config_file, sidecar, write_json
 from nsdcap.rating.study import (
@@ -150,21 +150,9 @@ def _subjects(out: Path, arm: str) -> list[Subject]:
     return subjects
 
 
-def _pictures(out: Path, number: int) -> h5py.File:
+def _pictures(out: Path, number: int) -> Artefact:
     """A subject's reconstruct result; DataError where it cannot be read or lacks a part."""
-    path = artefact(out, Cell("reconstruct", number))
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error}); run the reconstruct stage again"
-        ) from None
-    if lacking := {"nsd_id", "shown", "caption", "direct"} - set(file):
-        file.close()
-        raise DataError(
-            f"{path}: found no {', '.join(sorted(lacking))}; run the reconstruct stage again"
-        )
-    return file
+    return open_artefact(out, Cell("reconstruct", number), ("nsd_id", "shown", "caption", "direct"))
 
 
 def _draw(

@@ -1,0 +1,75 @@
+"""The run's folder as a BIDS derivative: ``dataset_description.json``, by BIDS 1.10."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
+from typing import Any
+
+from nsdcap import __version__
+from nsdcap.paths import write_json
+
+NAME = "dataset_description.json"
+BIDS = "1.10.0"
+NSD_PAPER = "https://doi.org/10.1038/s41593-021-00962-x"
+_NSD = {"URL": "https://naturalscenesdataset.org", "DOI": "doi:10.1038/s41593-021-00962-x"}
+_COCO = {"URL": "https://cocodataset.org", "Version": "2017"}
+
+
+def write(out: Path, miniature: bool) -> None:
+    """Put the description into a run's folder; of one that is there only ``GeneratedBy`` is renewed, the rest
+    may be someone's own words."""
+    path = out / NAME
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        kept = there if isinstance(there, dict) else {}
+    except (OSError, ValueError):
+        kept = {}
+    found = {**describe(miniature), **kept, "GeneratedBy": _generated_by()}
+    if found != kept:
+        write_json(path, found)
+
+
+def describe(miniature: bool) -> dict[str, Any]:
+    """What it says; of the ``miniature`` that its data are artificial."""
+    what = "an artificial dataset in its format" if miniature else "the Natural Scenes Dataset"
+    return {
+        "Name": f"nsdcap: captions and pictures from brain activity, {what}",
+        "BIDSVersion": BIDS,
+        "DatasetType": "derivative",
+        "GeneratedBy": _generated_by(),
+        **({} if miniature else {"SourceDatasets": [_NSD, _COCO]}),
+        "HowToAcknowledge": "Cite the Natural Scenes Dataset (Allen et al. 2022, Nature Neuroscience 25, "
+        "116-126), what report.html lists under Methods, and this software. NSD's terms of use hold for what "
+        "is derived from it.",
+        "ReferencesAndLinks": [NSD_PAPER],
+    }
+
+
+def _generated_by() -> list[dict[str, Any]]:
+    from nsdcap import provenance
+
+    found: dict[str, Any] = {
+        "Name": "nsdcap",
+        "Version": __version__,
+        "Description": "A sidecar beside each result, NAME.done.json, tells how it was made",
+    }
+    if commit := provenance.code()["commit"]:
+        found["Description"] += f"; commit {commit}"
+    if image := os.environ.get("APPTAINER_NAME") or os.environ.get("SINGULARITY_NAME"):
+        found["Container"] = {"Type": "apptainer", "Tag": image}
+    if home := _home():
+        found["CodeURL"] = home
+    return [found]
+
+
+def _home() -> str:
+    """Where the package says that its code lies."""
+    try:
+        about = metadata("nsdcap")
+    except PackageNotFoundError:
+        return ""
+    links = [link.partition(", ")[2] for link in about.get_all("Project-URL") or ()]
+    return next((link for link in (*(about.get_all("Home-page") or ()), *links) if link), "")
