@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,11 +123,8 @@ def read(out: Path) -> list[Array]:
     DataError
         One cannot be read, or is no record.
     """
-    found = []
-    for path in sorted(folder(out).glob("*.json")):
-        # a launcher removes its record where it found that it was never submitted
-        with suppress(FileNotFoundError):
-            found.append(_record(path))
+    records = (_record(path) for path in sorted(folder(out).glob("*.json")))
+    found = [record for record in records if record is not None]
     return sorted(found, key=lambda array: (array.submitted, array.name))
 
 
@@ -148,7 +144,8 @@ def _cell(stage: Any, subject: Any, layer: Any) -> Cell:
     return Cell(stage, subject, layer)
 
 
-def _record(path: Path) -> Array:
+def _record(path: Path) -> Array | None:
+    """None where a launcher has just found that it was never submitted."""
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if unknown := kept.keys() - {"cells", *_KINDS}:
@@ -169,7 +166,7 @@ def _record(path: Path) -> Array:
             if item and len(value) != len(cells):
                 raise ValueError(f"{len(value)} {name} of {len(cells)} cells")
     except FileNotFoundError:
-        raise
+        return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else first_line(error)
         raise DataError(

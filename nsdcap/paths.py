@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -106,7 +107,8 @@ def atomic(path: Path) -> Iterator[Path]:
         What the block writes, or the path itself, cannot be written for want of room or rights, or the disk
         fails: which file, how much was free, what to do.
     """
-    partial = beside(path)
+    partial, hook = beside(path), sys.unraisablehook
+    sys.unraisablehook = _but_the_disks
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
@@ -127,9 +129,16 @@ def atomic(path: Path) -> Iterator[Path]:
             raise
         raise found from error
     finally:
+        sys.unraisablehook = hook
         with suppress(OSError):  # what stays now is swept away later
             _remove(partial)
             sweep(path)  # again: one that was being killed may have been alive at the beginning
+
+
+def _but_the_disks(error: Any) -> None:
+    """Tell what could not be raised, but for what HDF5 says once more of each thing that it cannot write."""
+    if disk_error(Path("/"), error.exc_value) is None:
+        sys.__unraisablehook__(error)
 
 
 def _exchange(one: Path, other: Path) -> bool:

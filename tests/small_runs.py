@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from nsdcap import launch, miniature
 from nsdcap.options import STAGE_NAMES
-from nsdcap.paths import Cell, artefact, parts_folder, sidecar
+from nsdcap.paths import Cell, artefact, config_file, parts_folder, sidecar
 
 SMALL = (
     "data.sessions=2", "models.picture_size=32", "models.batch=16", "caption.beams=1",
@@ -68,3 +69,24 @@ def without(cell: Cell, out: Path, to: Path) -> Path:
 
 def times(cell: Cell, out: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in parts_folder(out, cell).glob("*.part")}
+
+
+def copy_without(cell: Cell, done: Path, to: Path) -> Path:
+    """A copy of a finished run without its settings and one cell."""
+    shutil.copytree(done, to, copy_function=os.link)
+    for path in (artefact(to, cell), sidecar(to, cell), config_file(to)):
+        path.unlink()
+    return to
+
+
+def check(cell: Cell, out: Path, done: Path) -> None:
+    """The run is as one that nothing disturbed, to the byte, and nothing else lies there."""
+
+    def names(folder: Path) -> set[str]:
+        return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+    assert names(out) == names(done)
+    assert artefact(out, cell).read_bytes() == artefact(done, cell).read_bytes()
+    told = [json.loads(sidecar(run, cell).read_text()) for run in (out, done)]
+    assert told[0]["depends"] == told[1]["depends"]
+    assert config_file(out).read_text() == config_file(done).read_text()
