@@ -9,7 +9,7 @@ import os
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from nsdcap.paths import (
 from nsdcap.stages import STAGES, counted
 
 ENDS = ("", DONE, FAILED)  # of an artefact's path: itself, and what may lie beside it
+
+Reader = Callable[[Cell], dict[str, Any]]  # of sidecars
 
 
 class Incomplete(NsdcapError):
@@ -109,7 +111,7 @@ class Ledger:
 
     def state(self, cell: Cell) -> State:
         """Whether a cell is done, by what lies on disk."""
-        return self._state(cell, os.path.exists)
+        return self._state(cell, os.path.exists, self._reader())
 
     def states(self, cells: Iterable[Cell]) -> list[State]:
         """``state`` of many cells: each folder is listed once, and only sidecars are opened."""
@@ -124,10 +126,15 @@ class Ledger:
                     listed[folder] = set()
             return name in listed[folder]
 
-        return [self._state(cell, exists) for cell in cells]
+        read = self._reader()
+        return [self._state(cell, exists, read) for cell in cells]
 
-    def _state(self, cell: Cell, exists: Callable[[str], bool]) -> State:
-        """By which of ``ENDS`` follow the artefact's path."""
+    def _reader(self) -> Reader:
+        """Sidecars, each read once."""
+        return cache(partial(provenance.read_note, self.out))
+
+    def _state(self, cell: Cell, exists: Callable[[str], bool], read: Reader) -> State:
+        """By which of ``ENDS`` follow the artefact's path; ``read`` gives sidecars of inputs."""
         path = f"{self.out}/{place(cell)}"
         there = {end for end in ENDS if exists(path + end)}
         wanted = self.depends(cell)  # first: what is missing outside is told whatever is there
@@ -140,7 +147,7 @@ class Ledger:
                 return (
                     State(cell, "stale", f"{lost} was lost since") if lost else State(cell, "done")
                 )
-            return State(cell, "stale", self._why(cell, json.loads(kept)["depends"]))
+            return State(cell, "stale", self._why(cell, json.loads(kept)["depends"], read))
         if FAILED in there:
             signature, *lines = Path(path + FAILED).read_text().strip().splitlines() or [""]
             if signature == wanted["signature"]:
@@ -156,28 +163,28 @@ class Ledger:
                 return other
         return None
 
-    def _why(self, cell: Cell, kept: dict[str, Any]) -> str:
+    def _why(self, cell: Cell, kept: dict[str, Any], read: Reader) -> str:
         """Why a cell that rested on what was ``kept`` is stale; where only its inputs are other ones, why
         those are."""
         found = reasons.differences(kept, self.depends(cell))
-        return reasons.brief(found or self._roots(cell, kept))
+        return reasons.brief(found or self._roots(cell, kept, read))
 
-    def _roots(self, cell: Cell, kept: dict[str, Any]) -> Iterator[str]:
+    def _roots(self, cell: Cell, kept: dict[str, Any], read: Reader) -> Iterator[str]:
         """Why inputs are no longer those that were ``kept``, where it began."""
         was, now = kept["inputs"], self.depends(cell)["inputs"]
         for other in self.inputs(cell):
             name = str(other)
             if was.get(name) == now[name]:
                 continue
-            note = provenance.read_note(self.out, other)
+            note = read(other)
             before, own = note.get("before") or {}, note.get("depends") or {}
             if name not in was:
                 yield f"input {name} is new"
             elif own.get("signature") == was[name]:  # it is stale itself
                 found = reasons.differences(own, self.depends(other))
                 yield from (f"input {name}: {one}" for one in found)
-                yield from () if found else self._roots(other, own)
-            elif before.get("signature") == was[name]:
+                yield from () if found else self._roots(other, own, read)
+            elif before.get("old_signature") == was[name]:
                 whose = "" if before["reason"].startswith("input ") else f"input {name}: "
                 yield f"{whose}{before['reason']}"
             else:
@@ -264,7 +271,7 @@ class Ledger:
             return (
                 kept.get("before") or {}
             )  # of the one before, which this one was made in place of
-        return {"signature": old["signature"], "reason": self._why(cell, old)}
+        return {"old_signature": old["signature"], "reason": self._why(cell, old, self._reader())}
 
     def _of_all_layers(self, cell: Cell) -> tuple[dict[str, Any], str]:
         """What a cell depends on beside its name, and that as JSON; layers of a subject share it."""
@@ -302,8 +309,8 @@ class Ledger:
 
         found = {}
         for path in files(self.nsd, kind, subjects, self._sessions(cell.subject)):
-            inside = path.is_relative_to(self.nsd.root)
-            # captions by the same name wherever they lie
+            # captions have the same name wherever they lie
+            inside = path.is_relative_to(self.nsd.root) and path.parent != self.nsd.coco_dir
             name = path.relative_to(self.nsd.root) if inside else f"annotations/{path.name}"
             found[str(name)] = self._once("stamp", path, partial(outside.stamp, path))
         return found

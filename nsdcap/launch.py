@@ -91,7 +91,7 @@ def launch(options: argparse.Namespace) -> int:
         tell(ledger, cells, site if executor == "slurm" else None, options)
         return 0
     make_folder(out)
-    description.write(out, miniature)
+    description.write(out, settings)
     if site is not None:
         place_script(out)
         keep_cache(out, site.cache)

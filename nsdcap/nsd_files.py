@@ -30,6 +30,8 @@ def files(nsd: NSD, kind: str, subjects: Sequence[int], sessions: Sequence[int])
         case "volumes":
             spaces = [nsd.subject_dir(s) / nsd.space for s in subjects]
             found = [space / "roi/streams.nii.gz" for space in spaces]
+            labels = root / "nsddata/freesurfer"
+            found += [labels / f"subj{s:02d}/label/streams.mgz.ctab" for s in subjects]
             return [*found, *(nsd.betas_dir(s) / "ncsnr.nii.gz" for s in subjects)]
         case "stimuli":
             return [root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"]
