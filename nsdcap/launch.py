@@ -103,7 +103,7 @@ def launch(options: argparse.Namespace) -> int:
         """Write what the cells need, once the run is held."""
         if site is not None:
             keep_private(out)
-        description.write(out, miniature)
+        description.write(out, settings)
         if site is not None:
             place_script(out)
             keep_cache(out, site.cache)
