@@ -15,7 +15,7 @@ from nsdcap.features import open_features, rows_of
 from nsdcap.metrics.clip import METRICS, clip_pairs
 from nsdcap.metrics.similarity import shuffled
 from nsdcap.nsd import NSD
-from nsdcap.paths import Cell, write_json
+from nsdcap.paths import Cell, json_text
 from nsdcap.ridge import blocks
 from nsdcap.score import Clip
 from nsdcap.shards import in_order
@@ -53,30 +53,28 @@ def run(cell: Cell, config: Config, nsd: NSD, out: Path, target: Path) -> None:
     clip = Clip(config.models)
     references = [human[int(i)] for i in ids]
     pairs = clip_pairs(clip.texts, captions, clip.pictures(nsd.pictures(ids)), references)
-    write_json(
-        target,
-        {
-            "subject": cell.subject,
-            "arms": list(ARMS),
-            "clip_model": clip.name,
-            "clip_shuffles": SHUFFLES,
-            "clip_chance": {
-                metric: {arm: shuffled_mean(pairs[arm][metric], config.seed) for arm in ARMS}
-                for metric in METRICS
-            },
-            "captions": {
-                str(i): {
-                    **{arm: captions[arm][row] for arm in ARMS},
-                    "references": references[row],
-                    "clip": {
-                        metric: {arm: round(float(pairs[arm][metric][row, row]), 7) for arm in ARMS}
-                        for metric in METRICS
-                    },
-                }
-                for row, i in enumerate(ids)
-            },
+    content = {
+        "subject": cell.subject,
+        "arms": list(ARMS),
+        "clip_model": clip.name,
+        "clip_shuffles": SHUFFLES,
+        "clip_chance": {
+            metric: {arm: shuffled_mean(pairs[arm][metric], config.seed) for arm in ARMS}
+            for metric in METRICS
         },
-    )
+        "captions": {
+            str(i): {
+                **{arm: captions[arm][row] for arm in ARMS},
+                "references": references[row],
+                "clip": {
+                    metric: {arm: round(float(pairs[arm][metric][row, row]), 7) for arm in ARMS}
+                    for metric in METRICS
+                },
+            }
+            for row, i in enumerate(ids)
+        },
+    }
+    target.write_text(json_text(content))
 
 
 def _written(

@@ -12,6 +12,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class Array:
     cells: tuple[Cell, ...]
     job: str = ""
     held: bool = False
-    submitted: float = 0.0  # seconds since the epoch
+    submitted: float = 0.0  # seconds since the epoch, by the clock of the run's folder
     tries: tuple[int, ...] = ()
     memory: tuple[int, ...] = ()
     time: tuple[int, ...] = ()
@@ -123,7 +124,11 @@ def read(out: Path) -> list[Array]:
     DataError
         One cannot be read, or is no record.
     """
-    found = [_record(path) for path in sorted(folder(out).glob("*.json"))]
+    found = []
+    for path in sorted(folder(out).glob("*.json")):
+        # a launcher removes its record where it found that it was never submitted
+        with suppress(FileNotFoundError):
+            found.append(_record(path))
     return sorted(found, key=lambda array: (array.submitted, array.name))
 
 
@@ -163,6 +168,8 @@ def _record(path: Path) -> Array:
                 raise ValueError(f"{name} is {repr(value)[:60]}")
             if item and len(value) not in (0, len(cells)):
                 raise ValueError(f"{len(value)} {name} of {len(cells)} cells")
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else first_line(error)
         raise DataError(

@@ -88,6 +88,7 @@ def launch(options: argparse.Namespace) -> int:
     from nsdcap.containers import place_script
     from nsdcap.lock import holding
     from nsdcap.preflight import keep_cache, make_folder, preflight, write_settings
+    from nsdcap.private import keep_private
 
     ledger = Ledger(settings, out)
     preflight(settings, cells, site, options.dry_run, out, executor == "slurm")
@@ -100,6 +101,8 @@ def launch(options: argparse.Namespace) -> int:
 
     def begin() -> None:
         """Write what the cells need, once the run is held."""
+        if site is not None:
+            keep_private(out)
         description.write(out, miniature)
         if site is not None:
             place_script(out)

@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nsdcap.errors import NsdcapError, UsageError
-from nsdcap.paths import HOST, begun, beside, disk_error, runs, sweep
+from nsdcap.paths import HOST, begun, beside, clock, disk_error, runs, sweep
 
 BEAT = 30.0  # seconds between signs of life
 GONE = 600.0  # seconds without one, after which a holder that cannot be asked for counts as gone
@@ -75,7 +75,8 @@ def holding(out: Path, what: str) -> Iterator[None]:
     try:
         while not _taken(path, mine):
             _clear(path)
-        sweep(path)
+        for left in (path, out / "now"):
+            sweep(left)
     except OSError as error:
         raise disk_error(path, error) or UsageError(
             f"{path}: cannot be written ({error.strerror})"
@@ -209,12 +210,7 @@ def _age(path: Path) -> float | None:
     try:
         with path.open():  # a network file system asks its server now
             pass
-        now = beside(path)
-        now.touch()
-        try:
-            return now.stat().st_mtime - path.stat().st_mtime
-        finally:
-            now.unlink()
+        return clock(path.parent) - path.stat().st_mtime
     except FileNotFoundError:
         return None
 

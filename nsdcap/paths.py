@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -111,7 +112,9 @@ def atomic(path: Path) -> Iterator[Path]:
         sweep(path)
         yield partial
         _to_disk(partial)
-        if path.is_dir():  # a folder cannot be renamed over one that holds files
+        if path.is_dir() and _exchange(partial, path):
+            pass  # what stood there goes below
+        elif path.is_dir():  # a folder cannot be renamed over one that holds files
             old = partial.with_suffix(".old")
             path.rename(old)
             partial.rename(path)
@@ -129,11 +132,21 @@ def atomic(path: Path) -> Iterator[Path]:
             sweep(path)  # again: one that was being killed may have been alive at the beginning
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two paths change places, so that a reader finds either at any time; False where that cannot be."""
+    try:
+        swap = ctypes.CDLL(None).renameat2  # Linux's, and not of every file system
+    except AttributeError:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return not swap(here, os.fsencode(one), here, os.fsencode(other), exchange)
+
+
 def _to_disk(path: Path) -> None:
     """See to it that a file, or all in a folder, is written: some disks say only then that they are full."""
     for file in path.rglob("*") if path.is_dir() else (path,):
         if file.is_file() and not file.is_symlink():
-            with file.open("rb+") as opened:
+            with file.open("rb") as opened:
                 os.fsync(opened.fileno())
 
 
@@ -200,10 +213,29 @@ def _room(path: Path) -> str:
     return f"{free / 1e9:.1f} GB are free" if free >= 1e8 else f"{free / 1e6:.1f} MB are free"
 
 
+def clock(folder: Path) -> float:
+    """The time, in seconds since the epoch, by the clock of where a folder lies: that of its files' times.
+
+    A file server's may differ from this machine's by hours.
+    """
+    now = beside(folder / "now")
+    sweep(folder / "now")
+    try:
+        now.touch()
+        return now.stat().st_mtime
+    finally:
+        now.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Any) -> None:
     """JSON, atomically."""
     with atomic(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        partial.write_text(json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """JSON as ``write_json`` writes it."""
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def sweep(path: Path) -> None:

@@ -16,7 +16,7 @@ from nsdcap.cells import Ledger
 from nsdcap.errors import NsdcapError
 from nsdcap.jobs import Array
 from nsdcap.lock import holding
-from nsdcap.paths import Cell
+from nsdcap.paths import Cell, clock
 from nsdcap.site import Resources, Site
 from nsdcap.survey import survey
 
@@ -239,7 +239,10 @@ def _hand_over(
         for need in planned.needs
     ]
     out, held = ledger.out, len(waits) > 1 or force
-    array = replace(planned.array, held=held, resources=vars(planned.resources), waits=waits)
+    array = replace(
+        planned.array, held=held, resources=vars(planned.resources), waits=waits,
+        submitted=clock(out),  # which sidecars and notes of its tasks are held against
+    )  # fmt: skip
     jobs.write(out, array)
     on = [] if array.held else planned.needs[0].on
     number = hand_over(array, planned.resources, after(on), array.held)

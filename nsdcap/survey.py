@@ -60,9 +60,11 @@ def _left(ledger: Ledger, task: jobs.Task) -> bool:
 
 def _made(ledger: Ledger, task: jobs.Task) -> bool:
     """Whether the cell's last job did make its result, which is stale or gone by now."""
-    beside = sidecar(ledger.out, task.cell)
-    if beside.exists() and beside.stat().st_mtime >= task.submitted:
-        return True
+    try:
+        if sidecar(ledger.out, task.cell).stat().st_mtime >= task.submitted:
+            return True
+    except FileNotFoundError:
+        pass
     return "Job completed successfully" in jobs.log_tail(task.log.with_suffix(".out"))
 
 

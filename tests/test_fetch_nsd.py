@@ -320,11 +320,12 @@ def test_asked_on_a_terminal(bucket, tmp_path, typed):
 
 def test_progress_in_lines(bucket, fetch, monkeypatch):
     monkeypatch.setattr(fetching, "EVERY", 0.0)
+    assert fetch("--skip", "betas")[0] == 0
     bucket.faults = {FIRST: [("cut", 2 * MB)]}
     bucket.always = {FIRST: ("status", 503)}
-    fetch("--skip", "stimuli")
+    assert fetch("--sessions", "1")[0] == 69
     bucket.always = {}
-    last = [line for line in fetch("--skip", "stimuli")[1].splitlines() if "to go" in line][-1]
+    last = [line for line in fetch("--sessions", "1")[1].splitlines() if "to go" in line][-1]
     assert last.startswith("5.24 MB of 5.24 MB (100 %), 1 of 1 files, ")  # of what was missing
 
 
