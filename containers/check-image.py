@@ -2,63 +2,36 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
-import pkgutil
-import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-NAMES = {
-    "pillow": "PIL", "scikit-image": "skimage", "scikit-learn": "sklearn",
-    "cupy-cuda12x": "cupy", "cupy-cuda13x": "cupy",
-}  # fmt: skip
+from typing import Any
 
 
 def main() -> None:
     """Import, run, say what was seen; any failure ends with its traceback and a code above 0."""
-    import nsdcap
+    from nsdcap.imports import installation
 
-    found = []
-    for requirement in importlib.metadata.requires("nsdcap") or []:
-        name = re.split(r"[^A-Za-z0-9-]", requirement)[0]
-        if ";" in requirement and not installed(name):  # of an extra, or of another Python
-            continue
-        importlib.import_module(NAMES.get(name, name))
-        found.append(f"{name} {importlib.metadata.version(name)}")
-    for module in pkgutil.walk_packages(nsdcap.__path__, "nsdcap."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-    said = f"nsdcap {nsdcap.__version__}, Python {sys.version.split()[0]}: {', '.join(found)}"
-    print(said, f"GPU: {graphics()}", sep="\n", flush=True)
+    found = installation()
+    if found["failed"]:
+        sys.exit("\n".join(f"{name}: {why}" for name, why in found["failed"].items()))
+    versions = ", ".join(" ".join(pair) for pair in found["versions"].items())
+    print(f"nsdcap {found['nsdcap']}, Python {found['python']}: {versions}")
+    print(f"GPU: {graphics(found['torch'], found['cupy'])}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         print(f"prepare of one subject: {tiny_cell(Path(folder))} bytes")
 
 
-def installed(name: str) -> bool:
-    """Whether a distribution is there."""
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def graphics() -> str:
+def graphics(torch: dict[str, Any], cupy: dict[str, Any]) -> str:
     """What torch and CuPy see, in words; no GPU is no error, since images are built without."""
-    import torch
-
-    said = [f"torch {torch.__version__} sees {torch.cuda.device_count()}"]
-    if "cupy" not in sys.modules:
+    said = [f"torch {torch['version']} sees {len(torch['gpus'])}"]
+    if not cupy:
         return f"{said[0]}; CuPy is not in this image"
-    import cupy
-
-    try:
-        said.append(f"CuPy {cupy.__version__} sees {cupy.cuda.runtime.getDeviceCount()}")
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        said.append(f"CuPy {cupy.__version__} is imported and sees none here: {error}")
+    if why := cupy.get("none"):
+        said.append(f"CuPy {cupy['version']} is imported and sees none here: {why}")
+    else:
+        said.append(f"CuPy {cupy['version']} sees {cupy['gpus']}")
     return "; ".join(said)
 
 

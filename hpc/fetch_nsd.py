@@ -37,7 +37,7 @@ from nsdcap.download import NoServer, alone, check_room, head
 from nsdcap.dry_run import size as in_words
 from nsdcap.errors import DataError, NsdcapError, UsageError, unread
 from nsdcap.fetching import Task
-from nsdcap.nsd import NSD, SESSIONS
+from nsdcap.nsd import NSD
 from nsdcap.nsd_files import KINDS, OPTIONAL, wanted
 from nsdcap.paths import write_json
 
@@ -135,8 +135,6 @@ def settings_of(options: argparse.Namespace) -> Config:
             raise UsageError(
                 f"data.{name}: found {value!r}, expected the name of one of NSD's folders"
             )
-    if settings.data.sessions > SESSIONS:
-        raise UsageError(f"--sessions: found {settings.data.sessions}, expected 0 to {SESSIONS}")
     if not 1 <= options.jobs <= 64:
         raise UsageError(f"--jobs: found {options.jobs}, expected 1 to 64")
     for name, url in (("--from", options.base), ("--coco", options.coco)):

@@ -10,14 +10,14 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from nsdcap import __version__, config, outside, parts, provenance, reasons, shards, weights
 from nsdcap.config import Config
-from nsdcap.errors import DataError, NsdcapError, bound
+from nsdcap.errors import DataError, NsdcapError, absent, bound
 from nsdcap.hub import at_hand
 from nsdcap.paths import (
     DONE,
@@ -35,6 +35,8 @@ from nsdcap.paths import (
 from nsdcap.stages import STAGES, counted
 
 ENDS = ("", DONE, FAILED)  # of an artefact's path: itself, and what may lie beside it
+
+Reader = Callable[[Cell], dict[str, Any]]  # of sidecars
 
 
 class Incomplete(NsdcapError):
@@ -71,7 +73,7 @@ def open_nsd(settings: Config) -> Any:
         raise DataError("data.nsd_root is empty: give --nsd-root, the folder that holds nsddata/")
     root = Path(settings.data.nsd_root)
     if not (root / "nsddata").is_dir():
-        raise DataError(
+        raise absent(
             f"NSD root {root}: found no folder nsddata/ there; give NSD's top folder{bound()}"
         )
     annotations = Path(settings.data.annotations) if settings.data.annotations else None
@@ -110,7 +112,7 @@ class Ledger:
 
     def state(self, cell: Cell) -> State:
         """Whether a cell is done, by what lies on disk."""
-        return self._state(cell, os.path.exists)
+        return self._state(cell, os.path.exists, self._reader())
 
     def states(self, cells: Iterable[Cell]) -> list[State]:
         """``state`` of many cells: each folder is listed once, and only sidecars are opened."""
@@ -125,10 +127,15 @@ class Ledger:
                     listed[folder] = set()
             return name in listed[folder]
 
-        return [self._state(cell, exists) for cell in cells]
+        read = self._reader()
+        return [self._state(cell, exists, read) for cell in cells]
 
-    def _state(self, cell: Cell, exists: Callable[[str], bool]) -> State:
-        """By which of ``ENDS`` follow the artefact's path."""
+    def _reader(self) -> Reader:
+        """Sidecars, each read once."""
+        return cache(partial(provenance.read_note, self.out))
+
+    def _state(self, cell: Cell, exists: Callable[[str], bool], read: Reader) -> State:
+        """By which of ``ENDS`` follow the artefact's path; ``read`` gives sidecars of inputs."""
         path = f"{self.out}/{place(cell)}"
         there = {end for end in ENDS if exists(path + end)}
         wanted = self.depends(cell)  # first: what is missing outside is told whatever is there
@@ -144,7 +151,7 @@ class Ledger:
             depends = _depends_of(kept)
             if depends is None or signed:
                 return State(cell, "stale", f"{path + DONE} is damaged")
-            return State(cell, "stale", self._why(cell, depends))
+            return State(cell, "stale", self._why(cell, depends, read))
         if FAILED in there:
             note = (_content(path + FAILED) or b"").decode(errors="replace")
             signature, *lines = note.strip().splitlines() or [""]
@@ -161,30 +168,30 @@ class Ledger:
                 return other
         return None
 
-    def _why(self, cell: Cell, kept: dict[str, Any]) -> str:
+    def _why(self, cell: Cell, kept: dict[str, Any], read: Reader) -> str:
         """Why a cell that rested on what was ``kept`` is stale; where only its inputs are other ones, why
         those are."""
         found = reasons.differences(kept, self.depends(cell))
-        return reasons.brief(found or self._roots(cell, kept))
+        return reasons.brief(found or self._roots(cell, kept, read))
 
-    def _roots(self, cell: Cell, kept: dict[str, Any]) -> Iterator[str]:
+    def _roots(self, cell: Cell, kept: dict[str, Any], read: Reader) -> Iterator[str]:
         """Why inputs are no longer those that were ``kept``, where it began."""
         was, now = kept["inputs"], self.depends(cell)["inputs"]
         for other in self.inputs(cell):
             name = str(other)
             if was.get(name) == now[name]:
                 continue
-            note = provenance.read_note(self.out, other)
-            before, own = note.get("before") or {}, note.get("depends") or {}
+            note = read(other)
+            before, own = _strings(note.get("before")), _whole(note.get("depends")) or {}
             if name not in was:
                 yield f"input {name} is new"
             elif own.get("signature") == was[name]:  # it is stale itself
                 found = reasons.differences(own, self.depends(other))
                 yield from (f"input {name}: {one}" for one in found)
-                yield from () if found else self._roots(other, own)
-            elif before.get("signature") == was[name]:
-                whose = "" if before["reason"].startswith("input ") else f"input {name}: "
-                yield f"{whose}{before['reason']}"
+                yield from () if found else self._roots(other, own, read)
+            elif before.get("old_signature") == was[name]:
+                reason = before.get("reason", "")
+                yield reason if reason.startswith("input ") else f"input {name}: {reason}"
             else:
                 yield f"input {name} " + (
                     "was made anew" if note else "has changed and is not there"
@@ -272,7 +279,7 @@ class Ledger:
         if old["signature"] == self.depends(cell)["signature"]:
             # of the one before, which this one was made in place of
             return provenance.read_note(self.out, cell).get("before") or {}
-        return {"signature": old["signature"], "reason": self._why(cell, old)}
+        return {"old_signature": old["signature"], "reason": self._why(cell, old, self._reader())}
 
     def _of_all_layers(self, cell: Cell) -> tuple[dict[str, Any], str]:
         """What a cell depends on beside its name, and that as JSON; layers of a subject share it."""
@@ -310,8 +317,8 @@ class Ledger:
 
         found = {}
         for path in files(self.nsd, kind, subjects, self._sessions(cell.subject)):
-            inside = path.is_relative_to(self.nsd.root)
-            # captions by the same name wherever they lie
+            # captions have the same name wherever they lie
+            inside = path.is_relative_to(self.nsd.root) and path.parent != self.nsd.coco_dir
             name = path.relative_to(self.nsd.root) if inside else f"annotations/{path.name}"
             found[str(name)] = self._once("stamp", path, partial(outside.stamp, path))
         return found
@@ -353,9 +360,21 @@ def _content(path: str) -> bytes | None:
 def _depends_of(sidecar: bytes) -> dict[str, Any] | None:
     """What a sidecar says that its cell was made from; None where that cannot be read."""
     try:
-        found = json.loads(sidecar)["depends"]
-        whole = all(isinstance(found[name], dict) for name in ("settings", "files", "inputs"))
-        words = all(isinstance(found[name], str) for name in ("version", "signature"))
-        return found if whole and words else None
+        return _whole(json.loads(sidecar)["depends"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def _whole(depends: Any) -> dict[str, Any] | None:
+    """What a cell was made from, if it has the form of that."""
+    found = depends if isinstance(depends, dict) else {}
+    tables = (found.get(name) for name in ("files", "inputs"))
+    whole = all(isinstance(table, dict) and _strings(table) == table for table in tables)
+    words = all(isinstance(found.get(name), str) for name in ("version", "signature"))
+    return found if whole and words and isinstance(found.get("settings"), dict) else None
+
+
+def _strings(found: Any) -> dict[str, str]:
+    """The strings of a table; none where it is none."""
+    table = found if isinstance(found, dict) else {}
+    return {name: value for name, value in table.items() if isinstance(value, str)}

@@ -229,7 +229,7 @@ def _assign(given: dict[str, Any], setting: str) -> None:
     for part in path:
         place = place.setdefault(part, {})
         if not isinstance(place, dict):
-            raise UsageError(f"--set {named(setting)}: {named(part)} is not a section")
+            raise UsageError(f"setting {named(part)}: found {shown(place)}, expected a section")
     place[key] = _of_option(text)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nsdcap import weights
 from nsdcap.cells import Ledger
-from nsdcap.errors import DataError, NsdcapError
+from nsdcap.errors import DataError, NsdcapError, absent
 from nsdcap.model_files import local
 from nsdcap.paths import atomic
 from nsdcap.shards import THREADS
@@ -60,9 +60,18 @@ def command(ledger: Ledger, site: Site, *, threads: int, gpus: list[str] | int |
     return [*words, "--", "python"]
 
 
+def image_command(site: Site) -> list[str]:
+    """Words that run Python in the site's image as tasks do, but for the folders of a run."""
+    words = ["bash", str(run_sh()), "--image", site.image]
+    words += ["--nv"] if site.nv and visible_gpus() else []
+    for bind in site.binds:
+        words += ["--bind", bind]
+    return [*words, "--", "python"]
+
+
 def place_script(out: Path) -> None:
     """Copy ``containers/run.sh`` into a run's folder, which all of a cluster's nodes see."""
-    script, source = _script(out), _run_sh()
+    script, source = _script(out), run_sh()
     if not script.exists() or script.read_bytes() != source.read_bytes():
         with atomic(script) as partial:
             shutil.copy(source, partial)
@@ -89,7 +98,7 @@ def check_image(image: str) -> None:
             size = os.fstat(file.fileno()).st_size
     except (OSError, ValueError) as error:  # ValueError: a NUL in its name
         why = getattr(error, "strerror", None) or error
-        raise DataError(f"image {path}: {why}; build it (containers/build.sh) or pull it") from None
+        raise absent(f"image {path}: {why}; build it (containers/build.sh) or pull it") from None
     if head[offset : offset + len(magic)] != magic:
         raise DataError(f"image {path}: not an Apptainer image (SIF); build it or pull it anew")
     # the last two numbers of the header: where the data begin, and their length
@@ -139,7 +148,7 @@ def _linked(path: Path) -> list[Path]:
     return sorted(places - {Path("/")})
 
 
-def _run_sh() -> Path:
+def run_sh() -> Path:
     """``containers/run.sh`` of the checkout, or of the installation."""
     places = (
         Path(__file__).resolve().parents[1] / "containers" / "run.sh",

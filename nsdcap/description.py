@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Any
 
-from nsdcap import __version__
+from nsdcap import __version__, miniature
+from nsdcap.config import Config
 from nsdcap.paths import write_json
 
 NAME = "dataset_description.json"
@@ -18,7 +19,7 @@ _NSD = {"URL": "https://naturalscenesdataset.org", "DOI": "doi:10.1038/s41593-02
 _COCO = {"URL": "https://cocodataset.org", "Version": "2017"}
 
 
-def write(out: Path, miniature: bool) -> None:
+def write(out: Path, settings: Config) -> None:
     """Put the description into a run's folder; of one that is there only ``GeneratedBy`` is renewed, the rest
     may be someone's own words."""
     path = out / NAME
@@ -27,20 +28,21 @@ def write(out: Path, miniature: bool) -> None:
         kept = there if isinstance(there, dict) else {}
     except (OSError, ValueError):
         kept = {}
-    found = {**describe(miniature), **kept, "GeneratedBy": _generated_by()}
+    drawn = Path(settings.models.blip).is_relative_to(miniature.MODELS)
+    found = {**describe(drawn), **kept, "GeneratedBy": _generated_by()}
     if found != kept:
         write_json(path, found)
 
 
-def describe(miniature: bool) -> dict[str, Any]:
-    """What it says; of the ``miniature`` that its data are artificial."""
-    what = "an artificial dataset in its format" if miniature else "the Natural Scenes Dataset"
+def describe(drawn: bool) -> dict[str, Any]:
+    """What it says; of the miniature, which is ``drawn``, that its data are artificial."""
+    what = "an artificial dataset in NSD's format" if drawn else "the Natural Scenes Dataset"
     return {
         "Name": f"nsdcap: captions and pictures from brain activity, {what}",
         "BIDSVersion": BIDS,
         "DatasetType": "derivative",
         "GeneratedBy": _generated_by(),
-        **({} if miniature else {"SourceDatasets": [_NSD, _COCO]}),
+        **({} if drawn else {"SourceDatasets": [_NSD, _COCO]}),
         "HowToAcknowledge": "Cite the Natural Scenes Dataset (Allen et al. 2022, Nature Neuroscience 25, "
         "116-126), what report.html lists under Methods, and this software. NSD's terms of use hold for what "
         "is derived from it.",

@@ -17,9 +17,17 @@ class UsageError(NsdcapError):
 
 
 class DataError(NsdcapError):
-    """A file that is missing, broken, or does not agree with another."""
+    """A file that is missing, broken, or does not agree with another. ``absent``: it is not there at all."""
 
     exit_code = 65
+    absent = False
+
+
+def absent(message: str) -> DataError:
+    """The error of a file or folder that is not there, which the doctor tells from a bad one."""
+    error = DataError(message)
+    error.absent = True
+    return error
 
 
 class DiskError(NsdcapError, OSError):

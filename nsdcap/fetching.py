@@ -25,6 +25,7 @@ from nsdcap.paths import atomic
 
 SMALL = 64 << 20  # bytes; smaller files come first, then the largest
 EVERY = 30.0  # seconds between two lines of progress
+LAST = 2.0  # seconds that those underway have to write what has come, when all is ended
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,10 @@ def fetch_all(tasks: list[Task], jobs: int, done: Callable[[Task], object]) -> d
         events.put(None)
 
     running = min(jobs, len(tasks))
-    for _ in range(running):
-        # daemons: a thread that waits for a server does not keep a stopped program
-        threading.Thread(target=work, daemon=True).start()
+    # daemons: a thread that waits for a server does not keep a stopped program
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(running)]
+    for thread in threads:
+        thread.start()
     try:
         with _progress(sum(task.missing for task in tasks), len(tasks)) as tell:
             while running:
@@ -121,6 +123,9 @@ def fetch_all(tasks: list[Task], jobs: int, done: Callable[[Task], object]) -> d
                         raise error
     finally:
         stop.set()
+        end = time.monotonic() + LAST
+        for thread in threads:
+            thread.join(max(end - time.monotonic(), 0))
     return failed
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import Any
 
-from nsdcap.errors import DataError, first_line
+from nsdcap.errors import DataError, absent, first_line
 from nsdcap.weights import is_path, missing, offline, snapshot
 
 TOKENIZER = (
@@ -63,7 +63,7 @@ def at_hand(model: str, where: str) -> bool:
     """
     gap = missing(model, where)
     if gap and (is_path(where) or offline()):
-        raise DataError(gap)
+        raise absent(gap)
     if gap:
         to_cache(f"models.{model}", where, tokenizer_only=model.endswith("tokenizer"))
     return bool(gap)

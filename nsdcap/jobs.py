@@ -163,7 +163,7 @@ def _record(path: Path) -> Array | None:
                 raise ValueError(f"{name} is {repr(value)[:60]}")
             if item and not all(type(one) is item for one in value):
                 raise ValueError(f"{name} is {repr(value)[:60]}")
-            if item and len(value) not in (0, len(cells)):
+            if item and len(value) != len(cells):
                 raise ValueError(f"{len(value)} {name} of {len(cells)} cells")
     except FileNotFoundError:
         return None

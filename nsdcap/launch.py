@@ -85,15 +85,13 @@ def launch(options: argparse.Namespace) -> int:
         return 0
     from nsdcap import description, room
     from nsdcap.cells import Ledger
-    from nsdcap.containers import check_image, place_script
+    from nsdcap.containers import place_script
     from nsdcap.lock import holding
-    from nsdcap.preflight import check_path, keep_cache, make_folder, preflight, write_settings
+    from nsdcap.preflight import keep_cache, make_folder, preflight, write_settings
+    from nsdcap.private import keep_private
 
     ledger = Ledger(settings, out)
-    if site is not None:
-        check_path(out)
-        check_image(site.image)
-    preflight(settings, cells, site, options.dry_run)
+    preflight(settings, cells, site, options.dry_run, out, executor == "slurm")
     if options.dry_run:
         tell(ledger, cells, site if executor == "slurm" else None, options)
         return 0
@@ -103,7 +101,9 @@ def launch(options: argparse.Namespace) -> int:
 
     def begin() -> None:
         """Write what the cells need, once the run is held."""
-        description.write(out, miniature)
+        if site is not None:
+            keep_private(out)
+        description.write(out, settings)
         if site is not None:
             place_script(out)
             keep_cache(out, site.cache)

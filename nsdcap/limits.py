@@ -14,7 +14,7 @@ from nsdcap.config import Caption, Config, Models, Reconstruct
 from nsdcap.errors import DataError, UsageError, first_line
 from nsdcap.model_files import is_checkpoint, read_configuration
 from nsdcap.nsd import NSD
-from nsdcap.stages import blip_config
+from nsdcap.stages import SOLVERS, blip_config
 
 
 def check(settings: Config, loaded: Iterable[str]) -> None:
@@ -129,7 +129,7 @@ def _tokenizer(name: str, where: str) -> Any:
 def check_folds(settings: Config, nsd: NSD, stages: Iterable[str]) -> None:
     """Raise UsageError where a stage of ``stages`` that fits by folds has fewer training pictures than folds;
     DataError as ``NSD.trials``."""
-    if not {"decode", "kernel", "encode"} & set(stages):
+    if not SOLVERS & set(stages):
         return
     for subject in settings.data.subjects:
         sessions = sessions_of(settings, nsd, subject)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.openers import ImageOpener
 
-from nsdcap.errors import DataError
+from nsdcap.errors import DataError, absent
 from nsdcap.nsd_read import (
     find_dataset,
     inside,
@@ -126,7 +126,7 @@ class NSD:
         for ending in (".hdf5", ".nii.gz"):
             if (path := stem.with_name(stem.name + ending)).exists():
                 return path
-        raise DataError(
+        raise absent(
             f"subject {subject} has no betas of session {session}: neither {stem}.hdf5 nor .nii.gz;"
             f" fetch the file, or choose sessions among {self.sessions_available(subject)}."
         )

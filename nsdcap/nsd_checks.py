@@ -5,15 +5,15 @@ Headers and samples, never whole sessions: a second a subject at full size, and 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 
-from nsdcap.config import STREAMS, Config
-from nsdcap.errors import DataError
+from nsdcap.config import STREAMS
+from nsdcap.errors import DataError, absent
 from nsdcap.nsd import NSD, SUBJECTS, TRIALS_PER_SESSION, Trials, voxels_of
 from nsdcap.nsd_read import check_gzip_end, load_image, read_volume, reading
 from nsdcap.nsd_surface import read_index, read_layer
@@ -34,32 +34,6 @@ class Selection:
     ncsnr: np.ndarray  # (n_voxels,) float32
     affine: np.ndarray  # (4, 4)
     shape: tuple[int, ...]  # (X, Y, Z)
-
-
-def check_for(
-    nsd: NSD, settings: Config, kinds: Collection[str], sessions: Mapping[int, Sequence[int]]
-) -> None:
-    """All checks of the ``kinds`` of files (see ``nsd_files.files``) that a run reads, in seconds.
-
-    ``sessions`` of each subject. Raises DataError for the first fault.
-    """
-    subjects = settings.data.subjects
-    if "design" in kinds or "stimuli" in kinds or "captions" in kinds:
-        check_design(nsd)
-    if "betas" in kinds:
-        roi = settings.roi
-        wanted = {"roi.z_v": roi.z_v, "roi.c": roi.c, "roi.z": roi.z}
-        for subject in subjects:
-            check_subject(nsd, subject, sessions[subject], wanted=wanted)
-    if "stimuli" in kinds or "captions" in kinds:
-        ids = np.unique(np.concatenate([nsd.trials(s, sessions[s]).nsd_id for s in subjects]))
-        if "stimuli" in kinds:
-            check_stimuli(nsd, ids)
-        if "captions" in kinds:
-            check_captions(nsd, ids)
-    if "surfaces" in kinds:
-        for subject in subjects:
-            check_surfaces(nsd, subject)
 
 
 def check_design(nsd: NSD) -> None:
@@ -105,16 +79,27 @@ def check_subject(
     ``labels``: names of streams to take, None all; ``wanted``: by name of the setting, streams that must have
     voxels. Raises DataError when files are missing or disagree, or there is nothing to train on or to test.
     """
+    found = select(nsd, subject, sessions, labels, wanted)
+    available = nsd.sessions_available(subject)
+    if missing := [s for s in sorted(sessions) if s not in available]:
+        raise absent(
+            f"subject {subject} has no betas of sessions {missing} in {nsd.betas_dir(subject)};"
+            f" fetch them, or choose sessions among {available}."
+        )
+    for session in sorted(sessions):
+        check_session(nsd, subject, session, found)
+    return found
+
+
+def split(nsd: NSD, subject: int, sessions: Sequence[int]) -> tuple[Trials, np.ndarray]:
+    """A subject's trials, and which of them (n_trials,) bool are of the test: they show shared pictures.
+
+    Raises DataError where a session is named twice, or there is nothing to train on or to test.
+    """
     sessions = sorted(int(s) for s in sessions)
     if len(set(sessions)) < len(sessions):
         raise DataError(f"sessions {sessions} name one session twice; list each once.")
     trials = nsd.trials(subject, sessions)
-    available = nsd.sessions_available(subject)
-    if missing := [s for s in sessions if s not in available]:
-        raise DataError(
-            f"subject {subject} has no betas of sessions {missing} in {nsd.betas_dir(subject)};"
-            f" fetch them, or choose sessions among {available}."
-        )
     is_test = np.isin(trials.nsd_id, nsd.shared_ids())
     both = np.intersect1d(trials.nsd_id[is_test], trials.nsd_id[~is_test])
     if len(both):
@@ -125,9 +110,16 @@ def check_subject(
             f"subject {subject}, sessions {sessions}: {kind} shared pictures were shown, so there"
             " is nothing to train on or nothing to test; choose more sessions."
         )
+    return trials, is_test
+
+
+def select(
+    nsd: NSD, subject: int, sessions: Sequence[int], labels: Sequence[str] | None = None,
+    wanted: Mapping[str, Sequence[str]] | None = None,
+) -> Selection:  # fmt: skip
+    """What ``check_subject`` finds, without a look at the betas; the same errors of all else."""
+    trials, is_test = split(nsd, subject, sessions)
     roi, affine, xyz = _roi(nsd, subject, labels, wanted or {})
-    for session in sessions:
-        _check_session(nsd, subject, session, roi, affine, xyz)
     ncsnr_file = nsd.betas_dir(subject) / "ncsnr.nii.gz"
     ncsnr, place = read_volume(ncsnr_file)
     _same_grid(ncsnr_file, ncsnr.shape, place, nsd.roi_file(subject), roi.shape, affine)
@@ -139,7 +131,7 @@ def check_stimuli(nsd: NSD, nsd_ids: Sequence[int] | np.ndarray) -> None:
     """nsd_stimuli.hdf5 has these pictures, and a few of them are not empty. Raises DataError."""
     ids = np.unique(np.asarray(nsd_ids, dtype=np.int64))
     nsd.pictures(ids[[0, -1]])
-    nsd.pictures(ids[:: max(1, len(ids) // SAMPLE)])
+    nsd.pictures(sample(ids))
 
 
 def check_captions(nsd: NSD, nsd_ids: Sequence[int] | np.ndarray) -> None:
@@ -220,23 +212,21 @@ def _roi(
     return roi, affine, xyz
 
 
-def _check_session(
-    nsd: NSD, subject: int, session: int, roi: np.ndarray, affine: np.ndarray, xyz: np.ndarray
-) -> None:
-    """The betas' header fits the ROI, and some of its voxels are not zero."""
+def check_session(nsd: NSD, subject: int, session: int, found: Selection) -> None:
+    """The betas' header fits the ROI, and some of its voxels are not zero. Raises DataError."""
     path = nsd.betas_file(subject, session)
     shape = nsd.betas_shape(subject, session)
-    if shape != roi.shape:
+    if shape != found.shape:
         raise DataError(
             f"{path} has a volume of {shape}, but the streams ROI"
-            f" of subject {subject} has {roi.shape}; take both of the same subject."
+            f" of subject {subject} has {found.shape}; take both of the same subject."
         )
     nifti = path.with_name(f"betas_session{session:02d}.nii.gz")
     image = load_image(nifti) if nifti.exists() else None
     if image is not None:
         where = nsd.roi_file(subject)
-        _same_grid(nifti, image.shape[:3], image.affine, where, roi.shape, affine)
-    few = xyz[:: max(1, len(xyz) // SAMPLE)]
+        _same_grid(nifti, image.shape[:3], image.affine, where, found.shape, found.affine)
+    few = sample(found.xyz)
     if path.suffix == ".hdf5" or image is None:
         zero = not nsd.betas(subject, session, few).any()
     else:
@@ -248,6 +238,11 @@ def _check_session(
         zero = not first[tuple(few.T)].any() and not nsd.betas(subject, session, few).any()
     if zero:
         raise DataError(all_zero(path))
+
+
+def sample(rows: np.ndarray, count: int = SAMPLE) -> np.ndarray:
+    """About so many of some rows, evenly spread."""
+    return rows[:: max(1, len(rows) // count)]
 
 
 def _same_grid(

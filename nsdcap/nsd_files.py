@@ -44,13 +44,11 @@ def wanted(
             names = [f"betas_session{session:02d}{ending}" for session in sessions]
             return [nsd.betas_dir(s) / name for s in subjects for name in names]
         case "volumes":
-            found = [nsd.subject_dir(s) / nsd.space / "roi/streams.nii.gz" for s in subjects]
-            found += [nsd.betas_dir(s) / "ncsnr.nii.gz" for s in subjects]
-            freesurfer = root / "nsddata/freesurfer"
-            return [
-                *found,
-                *(freesurfer / f"subj{s:02d}/label/streams.mgz.ctab" for s in subjects),
-            ]
+            spaces = [nsd.subject_dir(s) / nsd.space for s in subjects]
+            found = [space / "roi/streams.nii.gz" for space in spaces]
+            labels = root / "nsddata/freesurfer"
+            found += [labels / f"subj{s:02d}/label/streams.mgz.ctab" for s in subjects]
+            return [*found, *(nsd.betas_dir(s) / "ncsnr.nii.gz" for s in subjects)]
         case "stimuli":
             return [root / "nsddata_stimuli/stimuli/nsd/nsd_stimuli.hdf5"]
         case "captions":

@@ -18,7 +18,7 @@ import h5py
 import nibabel as nib
 import numpy as np
 
-from nsdcap.errors import DataError, first_line
+from nsdcap.errors import DataError, absent, first_line
 
 DEFLATE = 1032  # zlib makes data at most so many times smaller
 SMALL = 1 << 26  # bytes that may be allocated whatever the file's length
@@ -29,7 +29,7 @@ def must_exist(path: Path, hint: str = "; check the NSD root, or fetch the file"
     if path.is_dir():
         raise DataError(f"{path} is a folder, expected a file{hint}.")
     if not path.is_file():
-        raise DataError(f"{path} does not exist{hint}.")
+        raise absent(f"{path} does not exist{hint}.")
     if not path.stat().st_size:
         raise DataError(f"{path} is empty, 0 bytes; fetch it again.")
 
@@ -58,6 +58,8 @@ def load_image(path: Path) -> Any:
         image: Any = nib.load(path)
         shape = [int(side) for side in image.shape]
         item = int(image.get_data_dtype().itemsize)
+    if image.get_data_dtype().kind not in "iuf":
+        raise DataError(f"{path}: {image.get_data_dtype()}, expected numbers; fetch it again.")
     packed = path.suffix in (".gz", ".mgz")
     most = path.stat().st_size * (DEFLATE if packed else 1)
     if not shape or min(shape) < 1 or math.prod(shape) * item > most:

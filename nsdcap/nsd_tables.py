@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nsdcap.errors import DataError
+from nsdcap.nsd_mat import read_mat
 from nsdcap.nsd_read import must_exist, reading
 
 PICTURES = 73000
@@ -42,16 +43,12 @@ def read_design(path: Path) -> dict[str, np.ndarray]:
     int64 and 1-based, as in the file. Raises DataError where a number is no id, a picture stands twice for a
     subject, is not shown three times, or the shared ones are not those of every subject.
     """
-    must_exist(path)
     most = {
         "masterordering": ((1, TRIALS), OWN),
         "subjectim": ((SUBJECTS, OWN), PICTURES),
         "sharedix": ((1, SHARED), PICTURES),
     }
-    with reading(path, "cannot be read"):
-        import scipy.io  # it takes long to load
-
-        found = scipy.io.loadmat(path, variable_names=list(most))
+    found = read_mat(path, most)
     design = {}
     for name, (shape, top) in most.items():
         values = found.get(name)

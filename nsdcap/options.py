@@ -38,6 +38,23 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_run(parser)
+    add = parser.add_argument
+    add("--jobs", type=int, default=2, metavar="N", help="cells at a time of --executor local")
+    add("--processes", type=int, default=1, metavar="N",
+        help="that share a cell's pictures, one a GPU (features, caption, reconstruct; not slurm)")  # fmt: skip
+    add("--dry-run", action="store_true",
+        help="list cells, reasons, estimated cost, and what SLURM would be given; write nothing")  # fmt: skip
+    add("--no-room-check", action="store_true",
+        help="begin although the disk has less room than the estimate")  # fmt: skip
+    add("--force", action="store_true", help="also compute cells that are done")
+    add("--retry-failed", action="store_true",
+        help="slurm: also cells that failed by themselves, with more memory or time where needed")  # fmt: skip
+    return parser
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The options that say what a run is and where: the doctor's too."""
     add = parser.add_argument
     add("--stage", default="all", choices=(*STAGE_NAMES, "all"), help="what to run (default: all)")
     add("--config", type=Path, metavar="FILE.toml", help="settings; see a run's config.toml")
@@ -57,17 +74,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="your cluster, as slurm/example.toml (default: the variable NSDCAP_SITE)")  # fmt: skip
     add("--image", metavar="IMAGE.sif",
         help="run cells in this Apptainer image (local; slurm: in place of the site's)")  # fmt: skip
-    add("--jobs", type=int, default=2, metavar="N", help="cells at a time of --executor local")
-    add("--processes", type=int, default=1, metavar="N",
-        help="that share a cell's pictures, one a GPU (features, caption, reconstruct; not slurm)")  # fmt: skip
-    add("--dry-run", action="store_true",
-        help="list cells, reasons, estimated cost, and what SLURM would be given; write nothing")  # fmt: skip
-    add("--no-room-check", action="store_true",
-        help="begin although the disk has less room than the estimate")  # fmt: skip
-    add("--force", action="store_true", help="also compute cells that are done")
-    add("--retry-failed", action="store_true",
-        help="slurm: also cells that failed by themselves, with more memory or time where needed")  # fmt: skip
-    return parser
 
 
 MOST_JOBS = 1024  # of cells or processes at a time on one machine

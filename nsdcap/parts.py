@@ -38,7 +38,7 @@ def found(out: Path, cell: Cell, name: str) -> dict[str, np.ndarray] | None:
         with _file(out, cell, name).open("rb") as file:
             head = json.loads(file.readline())
             return {key: _read(file, dtype, shape) for key, dtype, shape in head}
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, TypeError, EOFError):  # TypeError: objects, not numbers
         return None
 
 

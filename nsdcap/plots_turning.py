@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from nsdcap.errors import DataError
+from nsdcap.pages import fill
 from nsdcap.plots_cortex import best_layer_scale, gain_scale, r_scale
 from nsdcap.plots_mesh import HEMIS, fold_grey, fsaverage5
 from nsdcap.plots_run import Run
@@ -37,8 +38,6 @@ def write_page(run: Run, path: Path) -> Path | None:
 
 def page(run: Run, subjects: list[int]) -> str:
     """The page's text: every map of every subject given."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     where = run.about["z_B_map"]
     of_layer = f"layer {where['layer']}, {where['phase']} in the caption"
     maps = [
@@ -76,12 +75,10 @@ def page(run: Run, subjects: list[int]) -> str:
         "faces": [_base64(column.astype("<u2")) for column in faces.T],
         "grey": _base64((grey * 255).round().astype(np.uint8)),
     }
-    environment = Environment(
-        loader=PackageLoader("nsdcap", "."), autoescape=True, undefined=StrictUndefined
-    )
-    return environment.get_template("cortex.html.j2").render(
-        subjects=subjects, titles=[one["title"] for one in shown], script=_script(),
-        data=json.dumps(data, sort_keys=True, ensure_ascii=False),
+    text = json.dumps(data, sort_keys=True, ensure_ascii=False).replace("<", "\\u003c")
+    return fill(
+        "nsdcap", "cortex.html.j2", trim=False, subjects=subjects,
+        titles=[one["title"] for one in shown], script=_script(), data=text,
     )  # fmt: skip
 
 

@@ -3,103 +3,60 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nsdcap import headers, limits, weights
-from nsdcap.config import MODEL_NAMES, Config
-from nsdcap.errors import DataError, UsageError, bound
-from nsdcap.hub import at_hand
+from nsdcap import weights
+from nsdcap.checks import Row
+from nsdcap.config import Config
+from nsdcap.errors import UsageError, bound
 from nsdcap.paths import Cell
-from nsdcap.stages import STAGES
 
 if TYPE_CHECKING:
     from nsdcap.site import Site
 
 
 def preflight(
-    settings: Config, cells: Iterable[Cell], site: Site | None = None, dry: bool = False
-) -> None:
-    """Refuse what can be seen to be wrong before any work: missing sessions, models that are not there or
-    not what their lock says, settings that they cannot follow. Only models that ``cells`` load are asked for.
+    settings: Config, cells: Iterable[Cell], site: Site | None = None, dry: bool = False,
+    out: Path | None = None, slurm: bool = False,
+) -> None:  # fmt: skip
+    """Refuse what can be seen to be wrong before any work, by the doctor's checks for the stages of ``cells``:
+    data, models, the folder ``out``, the image; with ``slurm`` its partitions.
 
     ``site`` where tasks run the cells. A hub id that is not in the cache is fetched to it, off-line or
-    ``dry`` not; ``dry`` computes no SHA-256 either.
+    ``dry`` not; ``dry`` computes no SHA-256 either, and does not ask whether ``out`` can be written.
 
     Raises
     ------
-    DataError, UsageError
-        Names the setting or file, what was found, and what to do.
+    NsdcapError
+        The first thing that is bad or missing: the setting or file, what was found, and what to do.
     """
-    from nsdcap.cells import open_nsd, sessions_of
-    from nsdcap.nsd_checks import check_for
-
-    nsd = open_nsd(settings)
-    sessions = {s: sessions_of(settings, nsd, s) for s in settings.data.subjects}
-    for subject, chosen in sessions.items():
-        for session in chosen:
-            nsd.betas_file(subject, session)
-    stages = {cell.stage for cell in cells}
-    check_for(nsd, settings, {kind for stage in stages for kind in STAGES[stage].nsd}, sessions)
-    limits.check_folds(settings, nsd, stages)
-    loaded = {model for stage in stages for model in STAGES[stage].weights}
-    names = [name for name in MODEL_NAMES if name in loaded]
-    there = {
-        model
-        for model, where in weights.used(settings, names).items()
-        if _check_weights(model, where, site, dry)
-    }
-    limits.check(settings, there)
-    place = settings.models.backbones
-    if "backbones" in loaded and place:
-        if not Path(place).expanduser().is_dir():
-            raise DataError(
-                f"models.backbones = {place!r}: there is no such folder{bound()}; mend the setting, or leave "
-                "it empty: then what needs it is not computed"
-            )
-        weights.verify("models.backbones", place, contents=not dry)
-        headers.check("backbones", place)
+    for row in _rows(settings, list(cells), site, dry, out, slurm):
+        if row.error is not None:
+            raise row.error
+        if dry and row.verdict == "note" and row.check.startswith("models."):
+            print(f"note: {row.found}")
 
 
-def _check_weights(model: str, where: str, site: Site | None, dry: bool) -> bool:
-    """Whether the model is at hand now; one that tasks will fetch is not."""
-    if not where:
-        raise UsageError(f"models.{model} is empty: give a Hugging Face folder or a hub id")
-    hub = not weights.is_path(where)
-    if hub and site is not None and site.image:
-        if os.environ.get("APPTAINERENV_HF_HUB_OFFLINE") == "0":
-            return False  # its tasks have a network
-        if not (site.cache or os.environ.get("HF_HOME")):
-            raise UsageError(
-                f"models.{model} = {where!r} is no folder, and tasks in an image are off-line: give a folder "
-                "(python hpc/prefetch.py fetches it), or that of downloaded weights (cache in the site file, "
-                "or the variable HF_HOME)"
-            )
-    if dry and hub and not weights.offline() and weights.missing(model, where):
-        print(f"note: models.{model} = {where!r} would be fetched to {weights.hub_cache()} first")
-        return False
-    at_hand(model, where)
-    weights.verify(f"models.{model}", where, contents=not dry)
-    return True
+def _rows(
+    settings: Config, cells: list[Cell], site: Site | None, dry: bool, out: Path | None, slurm: bool
+) -> Iterator[Row]:
+    """The doctor's rows that are quick and that a run cannot do without, one after another."""
+    from nsdcap import checks_cluster, checks_data, checks_machine, checks_models
 
-
-def check_path(out: Path) -> None:
-    """Refuse a folder whose name SLURM or submitit would change in the names of its logs.
-
-    Raises
-    ------
-    UsageError
-        A %, a backslash or a line break.
-    """
-    wrong = [sign for sign in ("%", "\\", "\n") if sign in str(out)]
-    if wrong:
-        raise UsageError(
-            f"--out {str(out)!r}: in the path of a log {wrong[0]!r} is read as a sign; give "
-            "another folder, or a symbolic link with a plain name to this one"
-        )
+    stages = list(dict.fromkeys(cell.stage for cell in cells))
+    if site is not None:  # what takes no time first
+        yield from checks_cluster.rows(site, out, stages, slurm=False)
+    yield from checks_data.rows(settings, stages, thorough=False)
+    yield from checks_models.rows(settings, stages, site, fetch=not dry, contents=not dry)
+    if site is None:
+        yield checks_machine.device_row(settings, stages)
+    if dry or out is None:
+        return
+    yield from checks_machine.folder_rows(out)
+    if site is not None and slurm and any(checks_cluster.wanted(site, stage) for stage in stages):
+        yield from checks_cluster.slurm_rows(site, stages)
 
 
 def freeze(settings: Config, out: Path) -> Path:
@@ -139,11 +96,13 @@ def keep_cache(out: Path, cache: str) -> None:
 
 def make_folder(out: Path) -> None:
     """Make the folder of the results, and try that it can be written."""
+    from nsdcap.checks_machine import writable
+
+    writable(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
     except OSError as error:
         raise UsageError(
             f"--out {out}: cannot be written ({error.strerror}); name another folder{bound()}"
         ) from None
+    writable(out)

@@ -24,6 +24,7 @@ from typing import Any
 from nsdcap import __version__, config
 from nsdcap.aggregate import COLUMNS, results_time
 from nsdcap.errors import DataError, NsdcapError, UsageError
+from nsdcap.pages import fill
 from nsdcap.paths import Cell, artefact, atomic, config_file
 from nsdcap.plots import caption_table
 from nsdcap.plots_cortex import Run, open_run
@@ -105,8 +106,6 @@ def write(
 
 def render(run: Run, tables: dict[str, list[dict]], folder: Path) -> str:
     """The page of a run whose figures lie in ``folder``."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     text = config_file(run.out).read_text() if config_file(run.out).exists() else ""
     settings = config.load(config_file(run.out)) if text else None
     seed = settings.seed if settings else 0
@@ -124,11 +123,8 @@ def render(run: Run, tables: dict[str, list[dict]], folder: Path) -> str:
         methods(run, settings, facts, metrics, miniature) if settings else ([], [])
     )
     header, lines, ids = caption_table(run)
-    environment = Environment(
-        loader=PackageLoader("nsdcap", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("report.html.j2").render(
+    return fill(
+        "nsdcap", "report.html.j2",
         version=__version__,
         made=results_time(run.out),
         run=run.about,

@@ -50,10 +50,16 @@ def check(ledger: Ledger, cells: Iterable[Cell], force: bool = False) -> None:
     except DataError as error:
         print(f"note: what will be written is not known, so room is not checked: {error}")
         return
-    there = free(ledger.out)
+    refuse(ledger.out, wanted)
+
+
+def refuse(out: Path, wanted: float) -> str:
+    """What is free where ``out`` is; UsageError where ``wanted`` bytes are more than that."""
+    there = free(out)
     if wanted > there:
         raise UsageError(
-            f"--out {ledger.out}: {size(there)} are free, the cells to be computed write about {size(wanted)} "
+            f"--out {out}: {size(there)} are free, the cells to be computed write about {size(wanted)} "
             "(--dry-run lists them); free room, name a folder on another disk, run fewer stages, subjects or "
             "layers at a time, or go on all the same with --no-room-check"
         )
+    return f"{size(there)} free"

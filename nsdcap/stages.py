@@ -210,6 +210,9 @@ def counted(cell: Cell, config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(found))
 
 
+SOLVERS = {"decode", "kernel", "encode"}  # stages that fit by folds, with CuPy where it is there
+
+
 def encode_layers(config: Config) -> tuple[int, ...]:
     """BERT layers to encode from: those asked for, or all that the captioner has.
 

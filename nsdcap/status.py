@@ -43,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
+        if options.watch is not None and not 0 < options.watch < float("inf"):
+            raise UsageError(f"--watch: found {options.watch}, expected a number above 0")
         while True:
             code, moving = _tell(options.out, options.all, options.json)
             if options.watch is None or not moving:

@@ -51,7 +51,7 @@ def read_lock(root: Path) -> dict[str, Entry]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["files"]
         return {name: _entry(name, row) for name, row in rows.items()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(

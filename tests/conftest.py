@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from drawn_runs import drawn_run  # noqa: F401, a fixture
+from fetched_nsd import bucket, fetch  # noqa: F401, fixtures
 from images import built_image, pulled_image, registry, tiny_image  # noqa: F401, fixtures
 from miniature_runs import launch_miniature
 from sharing_out import (  # noqa: F401, hooks

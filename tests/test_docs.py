@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import re
 import runpy
 import shlex
@@ -162,7 +163,7 @@ def help_of(program: str) -> str:
     """What ``--help`` prints, asked in this process: loading libraries once is what takes time."""
     module = program.removeprefix("-m ")
     said = io.StringIO()
-    argv, path = sys.argv, list(sys.path)
+    argv, path, variables = sys.argv, list(sys.path), dict(os.environ)
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             sys.argv = [module, "--help"]
@@ -176,6 +177,8 @@ def help_of(program: str) -> str:
             raise AssertionError(f"{program} --help: {said.getvalue()}") from error
     finally:
         sys.argv, sys.path[:] = argv, path
+        os.environ.clear()
+        os.environ.update(variables)  # benchmarks set their threads as they are loaded
     return said.getvalue()
 
 

@@ -111,7 +111,8 @@ def test_sizes_and_costs_are_those_of_the_checkpoint(settings, tmp_path):
 
 def test_an_image_is_given_the_file_and_the_tokenizer(settings, checkpoint, tmp_path, monkeypatch):
     ledger = Ledger(settings(), tmp_path / "out")
-    site = Site(image="/images/nsdcap.sif")
+    (image := tmp_path / "nsdcap.sif").write_bytes((bytes(32) + b"SIF_MAGIC").ljust(256, b"\0"))
+    site = Site(image=str(image))
     words = containers.command(ledger, site, threads=1, gpus=None)
     bound = [words[n + 1] for n, word in enumerate(words) if word == "--bind"]
     assert {str(checkpoint[0]), str(checkpoint[1])} <= set(bound)

@@ -217,7 +217,7 @@ def test_what_is_missing_is_named(out, tmp_path, capsys):
     assert "reconstruct/subj01.h5: cannot be read" in capsys.readouterr().err
     h5py.File(artefact(broken, Cell("reconstruct", 1)), "w").close()
     assert main(["make", str(broken), str(tmp_path / "new"), *made]) == 65
-    assert "found no caption, direct, nsd_id, shown; run the" in capsys.readouterr().err
+    assert "lacks nsd_id, shown, caption, direct;" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main(["make", str(out), str(tmp_path / "file" / "new"), *made]) == 2
     said = f"nsdcap.rating: {tmp_path / 'file'}: cannot be read or written (File exists); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -56,6 +57,9 @@ def test_two_processes_give_the_bytes_of_one(small_run, tmp_path, cell):
     told = (out / "said.txt").read_text()
     assert {f"process {number} of 2" in told for number in (1, 2)} == {True}
     assert not parts_folder(out, cell).exists()
+    memory = json.loads(sidecar(out, cell).read_text())["memory"]
+    assert len(memory["shares_bytes"]) == 2
+    assert min(memory["shares_bytes"]) > 1e8  # torch alone takes that
 
 
 def test_a_machine_whose_own_name_is_unknown(small_run, tmp_path, monkeypatch):

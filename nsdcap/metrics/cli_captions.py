@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: does not exist{bound()}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: found no JSON ({error}), expected an object of ids") from error
     if not isinstance(content, dict):
         raise DataError(f"{path}: found {_short(content)}, expected an object, id to captions")

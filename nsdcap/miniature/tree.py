@@ -56,6 +56,10 @@ def write_tree(
             f"seed {seed}, subjects {list(subjects)}, sessions {sessions}: expected a seed of 0 or"
             " more, subjects among 1 to 8 and 1 to 37 sessions."
         )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{root}: cannot be written ({error.strerror}); name another") from None
     subjects = sorted(set(subjects))
     design = make_design(np.random.default_rng([seed, 1]), sessions)
     n_trials = sessions * TRIALS

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nsdcap.errors import DataError, UsageError
+from nsdcap.pages import fill
 from nsdcap.paths import atomic
 from nsdcap.rating.study import Study, check_answers, page_of, picture_of, read_study
 
@@ -214,13 +215,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def render(page: dict[str, Any], nonce: str) -> str:
     """The page of a rater, from what ``page_of`` gives."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("nsdcap.rating", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("page.html.j2").render(page=page, nonce=nonce)
+    return fill("nsdcap.rating", "page.html.j2", page=page, nonce=nonce)
 
 
 def _check_files(folder: Path, study: Study) -> None:

@@ -6,6 +6,7 @@ cancelling, a queue that cannot be asked.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 import runs
 from loopback import FINISHED
-from runs import ROOT, Run, call, closed, in_front, until
+from runs import ROOT, Run, call, closed, command_line, in_front, until
 
 from nsdcap import jobs
 from nsdcap.paths import Cell
@@ -165,9 +166,9 @@ def test_a_job_with_other_settings_is_taken_back_also_where_the_result_is_done(b
 def test_a_refusal_halfway_is_told_and_nothing_is_doubled(begin, idle_cluster):
     run = begin(*PREPARE, *DECODE, *KERNEL)
     with closed(idle_cluster):
-        run.site(stages={"decode": {"partition": "nowhere"}})
+        run.site(stages={"decode": {"constraint": "nowhere"}})
         said = run.launch(code=69)
-        assert "invalid partition specified: nowhere" in said
+        assert "Invalid feature specification" in said
         assert (
             "2 cells are submitted and go on, 0 were on their way before, 4 are not submitted"
             in said
@@ -308,3 +309,28 @@ def test_a_queue_that_cannot_be_asked(begin, idle_cluster, tmp_path):
         assert told["decode subj01"]["state"] == "done"
         assert "nsdcap: squeue" in run.launch(code=69, **nowhere)
         assert "nsdcap.cancel: squeue" in call("cancel", str(run.out), code=69, **nowhere)
+
+
+def test_the_doctor_knows_the_partitions_and_the_launcher_refuses_others_in_its_words(
+    idle_cluster, tiny_tree, tmp_path
+):
+    site, out = tmp_path / "site.toml", tmp_path / "out"
+    given = [*command_line(tiny_tree), "--out", str(out), "--site", str(site)]
+
+    def rows(code: int) -> dict[str, dict[str, str]]:
+        said = call("doctor", *given, "--part", "cluster", "--json", code=code)
+        return {row["check"]: row for row in json.loads(said)["rows"]}
+
+    site.write_text('[defaults]\npartition = "main,high"\n')
+    sound = rows(0)
+    wanted = {"SLURM's commands", "SLURM answers", "partition main", "partition high"}
+    assert wanted <= set(sound)
+    assert {row["verdict"] for row in sound.values()} == {"ok"}
+    site.write_text('[stages.prepare]\npartition = "nowhere"\n')
+    row = rows(69)["partition nowhere"]
+    assert row["found"] == "partition 'nowhere' of prepare: SLURM has no such one"
+    assert row["expected"] == "one of main, high"
+    said = call("launch", *given, code=69)
+    assert row["found"] in said
+    assert row["mend"] in said
+    assert not out.exists()
