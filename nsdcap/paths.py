@@ -107,12 +107,14 @@ def atomic(path: Path) -> Iterator[Path]:
         What the block writes, or the path itself, cannot be written for want of room or rights, or the disk
         fails: which file, how much was free, what to do.
     """
-    partial, hook = beside(path), sys.unraisablehook
-    sys.unraisablehook = _but_the_disks
+    partial = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
-        yield partial
+        with _heard() as lost:
+            yield partial
+        if lost:
+            raise lost[0]
         _to_disk(partial)
         if path.is_dir() and _exchange(partial, path):
             pass  # what stood there goes below
@@ -129,16 +131,35 @@ def atomic(path: Path) -> Iterator[Path]:
             raise
         raise found from error
     finally:
-        sys.unraisablehook = hook
         with suppress(OSError):  # what stays now is swept away later
             _remove(partial)
             sweep(path)  # again: one that was being killed may have been alive at the beginning
 
 
-def _but_the_disks(error: Any) -> None:
-    """Tell what could not be raised, but for what HDF5 says once more of each thing that it cannot write."""
-    if disk_error(Path("/"), error.exc_value) is None:
-        sys.__unraisablehook__(error)
+@contextmanager
+def _heard() -> Iterator[list[BaseException]]:
+    """What disks say while the block runs and nobody can catch: h5py prints what cannot be written where a
+    thing of a file goes away unclosed, and goes on."""
+    lost: list[BaseException] = []
+    tell, print_it = sys.unraisablehook, sys.excepthook
+
+    def unraisable(error: Any) -> None:
+        if disk_error(Path("/"), error.exc_value) is None:
+            tell(error)
+        else:
+            lost.append(error.exc_value)
+
+    def printed(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        if disk_error(Path("/"), error) is None:
+            print_it(kind, error, trace)
+        else:
+            lost.append(error)
+
+    sys.unraisablehook, sys.excepthook = unraisable, printed
+    try:
+        yield lost
+    finally:
+        sys.unraisablehook, sys.excepthook = tell, print_it
 
 
 def _exchange(one: Path, other: Path) -> bool:
