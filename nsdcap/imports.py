@@ -33,10 +33,14 @@ def installation() -> dict[str, Any]:
     versions: dict[str, str] = {}
     failed: dict[str, str] = {}
     for requirement in importlib.metadata.requires("nsdcap") or []:
+        if re.search(r"""extra == ['"]test['"]""", requirement):  # no run needs it
+            continue
         name = re.split(r"[^A-Za-z0-9-]", requirement)[0]
         if ";" in requirement and not _installed(name):  # of an extra, or of another Python
             continue
-        if not (why := _try(partial(importlib.import_module, NAMES.get(name, name)))):
+        if not (
+            why := _try(partial(importlib.import_module, NAMES.get(name, name.replace("-", "_"))))
+        ):
             versions[name] = importlib.metadata.version(name)
         else:
             failed[name] = why

@@ -16,7 +16,7 @@ from miniature_runs import launch_miniature
 from scipy.stats import binomtest, kstest
 from test_docs import STAGES_OF_HDF5, check_datasets
 
-from nsdcap import config, miniature, plots_mesh, plots_run, status
+from nsdcap import config, doctor, miniature, plots_mesh, plots_run, status
 from nsdcap.diffusion import Diffusion
 from nsdcap.miniature import cortex, world
 from nsdcap.miniature.judge import judge
@@ -276,3 +276,11 @@ def test_tables_and_report_agree_with_the_files(run, scenes):
 def test_datasets_are_those_of_the_document(run, stage):
     """nsdcap/README.md lists every dataset of a stage's file with its shape and type, and no other."""
     check_datasets(run, stage)
+
+
+def test_the_doctor_finds_nothing_wrong_with_it(run, capsys):
+    words = ["--out", str(run), "--part", "data", "--part", "models", "--json"]
+    assert doctor.main(words) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert {row["verdict"] for row in rows} == {"ok"}
+    assert sum(row["check"].endswith(" betas") for row in rows) == 4

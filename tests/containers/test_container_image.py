@@ -262,3 +262,17 @@ def test_publish_refuses_other_addresses(tmp_path, address):
     code, line = refused(PUBLISH, tmp_path / "x.sif", address)
     assert code == 2
     assert "expected oras://HOST/NAME:TAG" in line
+
+
+def test_the_doctor_tries_all_imports_of_the_image(built_image, tiny_tree, tmp_path):
+    words = ["--image", str(built_image), "--executor", "local", "--part", "cluster", "--json"]
+    places = ["--nsd-root", str(tiny_tree), "--out", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, "-m", "nsdcap.doctor", *places, *words], capture_output=True, text=True
+    )
+    rows = {row["check"]: row for row in json.loads(done.stdout)["rows"]}
+    assert done.returncode == 0, rows
+    assert rows["the image"]["verdict"] == "ok"
+    record = json.loads(Path(f"{built_image}.json").read_text())
+    assert f"torch {record['packages']['torch']}" in rows["the image"]["found"]
+    assert not (tmp_path / "out").exists()
