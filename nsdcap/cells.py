@@ -114,8 +114,12 @@ class Ledger:
         """Whether a cell is done, by what lies on disk."""
         return self._state(cell, os.path.exists, self._reader())
 
-    def states(self, cells: Iterable[Cell]) -> list[State]:
-        """``state`` of many cells: each folder is listed once, and only sidecars are opened."""
+    def states(self, cells: Iterable[Cell], lost: bool = True) -> list[State]:
+        """``state`` of many cells: each folder is listed once, and only sidecars are opened.
+
+        Without ``lost`` aggregate stays done where a cell of it is gone, as one that is about to be made
+        anew, to the same bytes.
+        """
         listed: dict[str, set[str]] = {}
 
         def exists(path: str) -> bool:
@@ -128,13 +132,15 @@ class Ledger:
             return name in listed[folder]
 
         read = self._reader()
-        return [self._state(cell, exists, read) for cell in cells]
+        return [self._state(cell, exists, read, lost) for cell in cells]
 
     def _reader(self) -> Reader:
         """Sidecars, each read once."""
         return cache(partial(provenance.read_note, self.out))
 
-    def _state(self, cell: Cell, exists: Callable[[str], bool], read: Reader) -> State:
+    def _state(
+        self, cell: Cell, exists: Callable[[str], bool], read: Reader, lost: bool = True
+    ) -> State:
         """By which of ``ENDS`` follow the artefact's path; ``read`` gives sidecars of inputs."""
         path = f"{self.out}/{place(cell)}"
         there = {end for end in ENDS if exists(path + end)}
@@ -144,10 +150,10 @@ class Ledger:
             # so nothing is parsed where all is well; other signatures stand under other names
             signed = b'"signature": "%s"' % wanted["signature"].encode() in kept
             if signed and kept.rstrip().endswith(b"}"):
-                lost = self._lost(cell, exists)
-                return (
-                    State(cell, "stale", f"{lost} was lost since") if lost else State(cell, "done")
-                )
+                gone = self._lost(cell, exists) if lost else None
+                if gone:
+                    return State(cell, "stale", f"{gone} was lost since")
+                return State(cell, "done")
             depends = _depends_of(kept)
             if depends is None or signed:
                 return State(cell, "stale", f"{path + DONE} is damaged")

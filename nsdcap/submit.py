@@ -44,7 +44,8 @@ def settle(
     With ``force`` none of ``cells`` counts as done or as having failed before.
     """
     tasks = jobs.tasks(ledger.out, rows, jobs.read(ledger.out))
-    known = survey(ledger, _with_inputs(ledger, cells), tasks, rows is not None)
+    alone = all(cell.stage == "aggregate" for cell in cells)  # nothing makes what is lost anew
+    known = survey(ledger, _with_inputs(ledger, cells), tasks, rows is not None, alone)
     for cell in cells if force else ():
         if not plan.on_its_way(known[cell]):
             known[cell] = plan.Known(cell, "missing", "--force")

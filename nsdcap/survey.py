@@ -11,13 +11,18 @@ from nsdcap.plan import Known
 
 
 def survey(
-    ledger: Ledger, cells: Iterable[Cell], found: dict[Cell, jobs.Task], asked: bool
+    ledger: Ledger,
+    cells: Iterable[Cell],
+    found: dict[Cell, jobs.Task],
+    asked: bool,
+    lost: bool = True,
 ) -> dict[Cell, Known]:
-    """How each cell stands; ``found`` of ``jobs.tasks``, ``asked`` whether the queue was.
+    """How each cell stands; ``found`` of ``jobs.tasks``, ``asked`` whether the queue was,
+    ``lost`` as ``Ledger.states``.
 
     Accounting is asked once, of jobs that the queue no longer knows and that left no result.
     """
-    states = {state.cell: state for state in ledger.states(cells)}
+    states = {state.cell: state for state in ledger.states(cells, lost)}
     unknown = [
         task
         for cell, task in found.items()
