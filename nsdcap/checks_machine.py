@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -22,7 +23,7 @@ from nsdcap.devices import array_library, choose_device
 from nsdcap.dry_run import duration, size
 from nsdcap.errors import NsdcapError, UsageError, bound
 from nsdcap.memory import free_host_memory
-from nsdcap.paths import Cell
+from nsdcap.paths import Cell, disk_error
 from nsdcap.stages import SOLVERS, STAGES
 
 LATE = 2.0  # seconds by which a folder's clock may be off
@@ -38,6 +39,8 @@ def writable(out: Path) -> float:
 
     Raises
     ------
+    DiskError
+        There is no room, or the disk fails.
     UsageError
         It cannot be written: why.
     """
@@ -48,6 +51,8 @@ def writable(out: Path) -> float:
             os.fsync(file.fileno())
             stamp, ended = os.fstat(file.fileno()).st_mtime, time.time()
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise disk_error(out / "config.toml", error) or error from None
         raise UsageError(
             f"--out {out}: cannot be written ({error.strerror}); name another folder{bound()}"
         ) from None
