@@ -65,15 +65,16 @@ def open_run(out: Path) -> Ledger:
     Raises
     ------
     UsageError
-        No run lies there.
+        No run lies there, or a folder or file in the place of another.
     """
-    from nsdcap import config, weights
+    from nsdcap import config, layout, weights
     from nsdcap.cells import Ledger
     from nsdcap.paths import config_file
     from nsdcap.ranges import check_path
 
     check_path(f"folder {out}", str(out))
     weights.use_kept_cache(out)
+    layout.check(out)
     file = config_file(out)
     if not file.exists():
         raise UsageError(f"{out}: found no config.toml there; give the folder of a run (--out)")
