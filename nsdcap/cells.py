@@ -163,6 +163,11 @@ class Ledger:
             signature, *lines = note.strip().splitlines() or [""]
             if signature == wanted["signature"]:
                 return State(cell, "failed", lines[-1] if lines else "no message")
+        if DONE in there and "" not in there:
+            return State(cell, "missing", "its result is gone")
+        if "" in there and DONE not in there:
+            why = "its sidecar is gone, or it was killed before it was written"
+            return State(cell, "missing", why)
         return State(cell, "missing", "not computed yet")
 
     def _lost(self, cell: Cell, exists: Callable[[str], bool]) -> Cell | None:
@@ -176,9 +181,13 @@ class Ledger:
 
     def _why(self, cell: Cell, kept: dict[str, Any], read: Reader) -> str:
         """Why a cell that rested on what was ``kept`` is stale; where only its inputs are other ones, why
-        those are."""
+        those are. Where files differ the settings of inputs, too: another one reads other files."""
         found = reasons.differences(kept, self.depends(cell))
-        return reasons.brief(found or self._roots(cell, kept, read))
+        if not found:
+            found = list(self._roots(cell, kept, read))
+        elif all(one.startswith("file ") for one in found):
+            found += filter(reasons.of_setting, self._roots(cell, kept, read))
+        return reasons.brief(found)
 
     def _roots(self, cell: Cell, kept: dict[str, Any], read: Reader) -> Iterator[str]:
         """Why inputs are no longer those that were ``kept``, where it began."""

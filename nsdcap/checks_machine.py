@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nsdcap import room
+from nsdcap import layout, room
 from nsdcap.cells import Ledger
 from nsdcap.checks import Row, broken, look
 from nsdcap.config import Config
@@ -65,6 +65,7 @@ def folder_rows(out: Path) -> Iterator[Row]:
     late: list[float] = []
 
     def write() -> str:
+        layout.check(out)
         late.append(writable(out))
         return f"{out}"
 

@@ -10,28 +10,47 @@ from typing import Any
 
 from nsdcap import __version__, miniature
 from nsdcap.config import Config
+from nsdcap.errors import UsageError
 from nsdcap.paths import write_json
 
 NAME = "dataset_description.json"
 BIDS = "1.10.0"
 NSD_PAPER = "https://doi.org/10.1038/s41593-021-00962-x"
 _NSD = {"URL": "https://naturalscenesdataset.org", "DOI": "doi:10.1038/s41593-021-00962-x"}
+_CURE = "mend it, or move it away, then a new one is written"
 _COCO = {"URL": "https://cocodataset.org", "Version": "2017"}
 
 
 def write(out: Path, settings: Config) -> None:
     """Put the description into a run's folder; of one that is there only ``GeneratedBy`` is renewed, the rest
-    may be someone's own words."""
+    may be someone's own words. Raises as ``kept``."""
+    path, there = out / NAME, kept(out)
+    drawn = Path(settings.models.blip).is_relative_to(miniature.MODELS)
+    found = {**describe(drawn), **there, "GeneratedBy": _generated_by()}
+    if found != there:
+        write_json(path, found)
+
+
+def kept(out: Path) -> dict[str, Any]:
+    """The description that lies in a run's folder; empty where there is none.
+
+    Raises
+    ------
+    UsageError
+        It cannot be read, or is no JSON object: it may be someone's own, and is left as it is.
+    """
     path = out / NAME
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
-        kept = there if isinstance(there, dict) else {}
-    except (OSError, ValueError):
-        kept = {}
-    drawn = Path(settings.models.blip).is_relative_to(miniature.MODELS)
-    found = {**describe(drawn), **kept, "GeneratedBy": _generated_by()}
-    if found != kept:
-        write_json(path, found)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); {_CURE}") from None
+    except (ValueError, RecursionError):
+        there = None
+    if not isinstance(there, dict):
+        raise UsageError(f"{path}: found no JSON object, expected BIDS' description; {_CURE}")
+    return there
 
 
 def describe(drawn: bool) -> dict[str, Any]:

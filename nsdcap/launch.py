@@ -66,6 +66,10 @@ def launch(options: argparse.Namespace) -> int:
     if options.out is None and not miniature:
         raise UsageError("--out: give the folder for the results")
     out = (options.out or MINIATURE_OUT).absolute()
+    from nsdcap import description, layout, room
+
+    layout.check(out)
+    description.kept(out)
     started = os.environ.get("WORLD_SIZE", "1")
     if started not in ("", "0", "1"):
         raise UsageError(
@@ -83,7 +87,6 @@ def launch(options: argparse.Namespace) -> int:
     print(f"executor {executor}: {why}", flush=True)
     if miniature and not make_miniature(out, cells, options.dry_run):
         return 0
-    from nsdcap import description, room
     from nsdcap.cells import Ledger
     from nsdcap.containers import place_script
     from nsdcap.lock import holding

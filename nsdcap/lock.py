@@ -21,11 +21,14 @@ from datetime import datetime
 from pathlib import Path
 
 from nsdcap.errors import NsdcapError, UsageError
-from nsdcap.paths import HOST, begun, beside, clock, disk_error, runs, sweep
+from nsdcap.paths import HOST, begun, clock, disk_error, runs, sweep, write_json
 
 BEAT = 30.0  # seconds between signs of life
 GONE = 600.0  # seconds without one, after which a holder that cannot be asked for counts as gone
-WRITING = 2.0  # seconds that a lock may be empty: its maker writes it, or was killed just then
+WRITING = (
+    2.0  # seconds that a lock may be empty: an older nsdcap writes it, or was killed just then
+)
+TAKING = 10.0  # seconds after which one that was taking the lock counts as killed at it
 
 
 class HeldError(NsdcapError):
@@ -69,12 +72,14 @@ def holding(out: Path, what: str) -> Iterator[None]:
     HeldError
         Another command holds it: its user, host, process, since when, and what to do.
     DiskError, UsageError
-        The lock cannot be written.
+        The lock cannot be written, or is a folder.
     """
     path, mine = path_of(out), _me(what)
+    if os.path.isdir(path):
+        raise UsageError(f"{path}: found a folder, expected a file, the run's lock; move it away")
     try:
         while not _taken(path, mine):
-            _clear(path)
+            pass
         for left in (path, out / "now"):
             sweep(left)
     except OSError as error:
@@ -97,11 +102,36 @@ def read(out: Path) -> Holder | None:
     return _read(path_of(out))
 
 
+def living(out: Path) -> Holder | None:
+    """Who holds a run, unless that one counts as gone. A clock that cannot be asked is this machine's."""
+    path = path_of(out)
+    holder = _read(path)
+    if holder is None:
+        return None
+    if _is_here(holder):
+        return holder if runs(holder.pid, holder.start) else None
+    try:
+        silent = _age(path)
+    except OSError:  # a run that is another user's to write
+        silent = time.time() - path.stat().st_mtime if path.exists() else None
+    return holder if silent is not None and silent < GONE else None
+
+
 def _read(path: Path) -> Holder | None:
-    with suppress(OSError, ValueError, TypeError):
-        found = {"pid": 0, **json.loads(path.read_text())}
-        return Holder(**{field.name: found.get(field.name, "") for field in fields(Holder)})
+    """The holder that a lock names; None where it names none."""
+    with suppress(OSError, ValueError, TypeError, RecursionError):
+        found = {field.name: "" for field in fields(Holder)} | json.loads(path.read_text())
+        holder = Holder(**{field.name: found[field.name] for field in fields(Holder)})
+        words = [value for name, value in vars(holder).items() if name != "pid"]
+        whole = type(holder.pid) is int and 0 < holder.pid < 2**31
+        if whole and holder.user and all(isinstance(word, str) for word in words):
+            return holder
     return None
+
+
+def _is_here(holder: Holder) -> bool:
+    """Whether its process can be asked for."""
+    return holder.place == _place() and holder.host == HOST
 
 
 def here() -> tuple[int, str, str]:
@@ -147,23 +177,37 @@ def _place() -> str:
 
 
 def _taken(path: Path, mine: Holder) -> bool:
-    """Whether the lock was free and is now ours."""
-    try:
-        with path.open("x") as file:
-            try:
-                file.write(json.dumps(asdict(mine), indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            except OSError:  # a full disk
-                path.unlink(missing_ok=True)
-                raise
-    except FileExistsError:
-        return False
+    """Whether the lock was free, or of one that is gone, and is now ours. Raises HeldError as ``_gone``."""
+    gone = _gone(path)
+    with _alone(path):
+        if path.exists() and _read(path) != gone:  # another was quicker
+            return False
+        write_json(path, asdict(mine))
     return _read(path) == mine
 
 
-def _clear(path: Path) -> None:
-    """Remove a lock whose holder is gone.
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Of several that would take a lock one at a time, so that none takes what another has just taken."""
+    taking = path.with_name(f"{path.name}.taking")
+    while True:
+        try:
+            taking.open("x").close()
+            break
+        except FileExistsError:
+            age = _age(taking)
+            if age is not None and age > TAKING:
+                taking.unlink(missing_ok=True)
+            else:
+                time.sleep(0.02)
+    try:
+        yield
+    finally:
+        taking.unlink(missing_ok=True)
+
+
+def _gone(path: Path) -> Holder | None:
+    """The holder of a lock, which is gone; None where there is no lock, or one that names nobody.
 
     Raises
     ------
@@ -174,28 +218,23 @@ def _clear(path: Path) -> None:
     while holder is None and path.exists() and time.monotonic() < end:
         time.sleep(0.05)
         holder = _read(path)
-    here = holder is not None and holder.place == _place() and holder.host == HOST
-    if holder is not None and here and runs(holder.pid, holder.start):
-        raise HeldError(_told(path, holder, "wait for it, or end it"))
-    if holder is not None and not here:
-        silent = _age(path)
-        if silent is not None and silent < GONE:
-            raise HeldError(
-                _told(
-                    path,
-                    holder,
-                    f"its last sign of life was {silent:.0f} s ago. Wait for it; if it is gone remove {path}, "
-                    f"or wait until it has been silent for {GONE / 60:.0f} minutes",
-                )
+    if holder is None:
+        return None
+    if _is_here(holder):
+        if runs(holder.pid, holder.start):
+            raise HeldError(_told(path, holder, "wait for it, or end it"))
+        return holder
+    silent = _age(path)
+    if silent is not None and silent < GONE:
+        raise HeldError(
+            _told(
+                path,
+                holder,
+                f"its last sign of life was {silent:.0f} s ago. Wait for it; if it is gone remove {path}, "
+                f"or wait until it has been silent for {GONE / 60:.0f} minutes",
             )
-    # by a rename, which one alone of several that come at once can do
-    aside = beside(path)
-    with suppress(FileNotFoundError):
-        path.rename(aside)
-        if _read(aside) != holder:  # another had just taken it over
-            with suppress(OSError):
-                os.link(aside, path)
-        aside.unlink()
+        )
+    return holder
 
 
 def _told(path: Path, holder: Holder, cure: str) -> str:

@@ -25,7 +25,8 @@ def preflight(
     data, models, the folder ``out``, the image; with ``slurm`` its partitions.
 
     ``site`` where tasks run the cells. A hub id that is not in the cache is fetched to it, off-line or
-    ``dry`` not; ``dry`` computes no SHA-256 either, and does not ask whether ``out`` can be written.
+    ``dry`` not. ``dry`` holds no weights against their lock (of a folder without a lock ``Ledger.depends``
+    computes the SHA-256 all the same), and does not ask whether ``out`` can be written.
 
     Raises
     ------

@@ -37,11 +37,16 @@ def differences(kept: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 
 def brief(reasons: Iterable[str]) -> str:
-    """The first reasons, and how many there are beside."""
-    every = list(dict.fromkeys(reasons))
+    """The first reasons, settings before files, and how many there are beside."""
+    every = sorted(dict.fromkeys(reasons), key=lambda one: not of_setting(one))
     rest = len(every) - MOST
     told = every if rest <= 0 else [*every[:MOST], f"and {rest} more"]
     return "; ".join(told) or "made for another cell"
+
+
+def of_setting(reason: str) -> bool:
+    """Whether a reason names a setting, of the cell or of an input."""
+    return reason.startswith("setting ") or ": setting " in reason
 
 
 def _of_file(name: str, old: str | None, new: str | None) -> str:

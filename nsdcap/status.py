@@ -14,6 +14,7 @@ from nsdcap.errors import NsdcapError, UsageError, unread
 
 if TYPE_CHECKING:
     from nsdcap.cells import Ledger
+    from nsdcap.lock import Holder
     from nsdcap.plan import Known
 
 OTHER = "of an earlier command, with other subjects or layers"
@@ -65,14 +66,15 @@ def open_run(out: Path) -> Ledger:
     Raises
     ------
     UsageError
-        No run lies there.
+        No run lies there, or a folder or file in the place of another.
     """
-    from nsdcap import config, weights
+    from nsdcap import config, layout, weights
     from nsdcap.cells import Ledger
     from nsdcap.paths import config_file
     from nsdcap.ranges import check_path
 
     check_path(f"folder {out}", str(out))
+    layout.check(out)
     weights.use_kept_cache(out)
     file = config_file(out)
     if not file.exists():
@@ -109,24 +111,35 @@ def gather(ledger: Ledger) -> tuple[list[Known], str]:
 
 def _tell(out: Path, every: bool, as_json: bool) -> tuple[int, bool]:
     """Print the run's state; returns the exit code, and whether anything may still change."""
-    known, why = gather(open_run(out))
+    from nsdcap import lock
+
+    ledger = open_run(out)
+    holder = lock.living(ledger.out)  # before the cells, so that what it finishes last is seen
+    known, why = gather(ledger)
     finished = all(state.word == "done" for state in known)
     moving = any(state.word in ("running", "pending", "unknown") for state in known)
     if as_json:
-        print(json.dumps(as_object(known, why), ensure_ascii=False))
+        print(json.dumps(as_object(known, why, holder), ensure_ascii=False))
     else:
         _print(known, why, every)
-    return (0 if finished else 75), moving
+        if holder is not None:
+            print(
+                f"{holder.command.partition(' ')[0] or 'a command'} of {holder.user} on {holder.host} "
+                f"(process {holder.pid}) works on this run since {holder.since}"
+            )
+    return (0 if finished else 75), moving or holder is not None
 
 
-def as_object(known: list[Known], why: str) -> dict[str, Any]:
-    """The state of a run for another program."""
+def as_object(known: list[Known], why: str, holder: Holder | None = None) -> dict[str, Any]:
+    """The state of a run for another program; ``holder`` who works on it now."""
+    told = ("user", "host", "pid", "since", "command")
     stages = {state.cell.stage: Counter[str]() for state in known}
     for state in known:
         stages[state.cell.stage][state.word] += 1
     return {
         "finished": all(state.word == "done" for state in known),
         "queue": why or "asked",
+        "holder": {name: getattr(holder, name) for name in told} if holder else None,
         "stages": stages,
         "cells": [
             {

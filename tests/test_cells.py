@@ -71,6 +71,8 @@ def test_states_are_those_of_each_cell_by_itself(many, tmp_path):
         found = {state.cell: state for state in states}
         assert found[cells[0]].word == "done"
         assert found[Cell("decode", 1)].word == found[Cell("caption", 2)].word == "missing"
+        assert found[Cell("decode", 1)].reason == "its result is gone"
+        assert found[Cell("caption", 2)].reason.startswith("its sidecar is gone, or it was killed")
         # with other settings it has not failed yet
         expected = ("failed", "ValueError: what went wrong")
         expected = expected if one is ledger else ("missing", "not computed yet")

@@ -195,6 +195,50 @@ def test_a_folder_that_cannot_be_written_is_refused_first(tmp_path, capsys):
         assert "cannot be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("config.toml", True), ("lock.json", True), ("dataset_description.json", True),
+        ("prepare/subj01.h5", True), ("prepare/subj01.h5.done.json", True),
+        ("prepare/subj01.h5.failed.txt", True), ("aggregate.done.json", True),
+        ("prepare", False), ("aggregate", False), ("log", False), ("jobs", False),
+    ],
+)  # fmt: skip
+def test_a_folder_in_the_place_of_a_file_is_named_and_nothing_written(
+    command, capsys, name, folder
+):
+    """And a file in that of a folder, by launch, its plan and status."""
+    arguments, out = command
+    path = out / name
+    if folder:
+        path.mkdir(parents=True)
+        (path / "kept").write_text("ours")
+    else:
+        out.mkdir()
+        path.write_text("ours")
+    before = sorted(out.rglob("*"))
+    for run in (
+        lambda: launch.main([*arguments, "--stage", "prepare"]),
+        lambda: launch.main([*arguments, "--stage", "prepare", "--dry-run"]),
+        lambda: launch.main(["--out", str(out)]),  # the miniature's, which would be made first
+        lambda: status.main([str(out)]),
+    ):
+        assert run() == 2
+        said = capsys.readouterr().err.strip()
+        assert f"{path}: found a {'folder' if folder else 'file'}" in said
+        assert len(said.splitlines()) == 1
+    assert sorted(out.rglob("*")) == before
+
+
+def test_a_description_that_is_junk_is_refused_before_any_work(command, capsys):
+    arguments, out = command
+    out.mkdir()
+    (out / "dataset_description.json").write_text("ours")
+    assert launch.main([*arguments, "--stage", "prepare"]) == 2
+    assert "dataset_description.json: found no JSON object" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["dataset_description.json"]
+
+
 def test_usage_errors_of_the_parser_exit_2(capsys):
     with pytest.raises(SystemExit) as stop:
         launch.main(["--stage", "decoding"])

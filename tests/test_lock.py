@@ -112,7 +112,8 @@ def test_a_lock_that_is_being_written_is_waited_for_and_one_that_stays_empty_is_
         taken(tmp_path)
     writer.join()
     monkeypatch.setattr(lock, "WRITING", 0.1)
-    for text in ("", '{"user": "x', "[1]", "3"):
+    nobody = ("{}", '{"user": "x"}', '{"user": "x", "pid": 0}', '{"user": "", "pid": 1}')
+    for text in ("", '{"user": "x', "[1]", "3", "[" * 100_000, *nobody):
         path.write_text(text)
         assert taken(tmp_path)
 
@@ -147,8 +148,39 @@ def test_of_many_that_come_at_once_one_at_a_time_gets_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["count"]
 
 
+def test_of_many_that_take_over_a_dead_lock_one_alone_gets_it(tmp_path):
+    """Each leaves a dead lock in the place of its own, so that every one that comes has to take over."""
+    count, dead = tmp_path / "count", tmp_path / "dead"
+    count.write_text("0")
+    dead.write_text(json.dumps(asdict(replace(lock._me(""), start="1"))))
+    code = (
+        "import os, shutil, sys, time; from pathlib import Path; from nsdcap import lock\n"
+        "out = Path(sys.argv[1]); mine = out / f'dead{os.getpid()}'; done = 0\n"
+        "while done < 25:\n"
+        "    try:\n"
+        "        with lock.holding(out, 'x'):\n"
+        "            n = int((out / 'count').read_text()); time.sleep(0.001)\n"
+        "            (out / 'count').write_text(str(n + 1)); done += 1\n"
+        "            shutil.copy(out / 'dead', mine); mine.replace(out / 'lock.json')\n"
+        "    except lock.HeldError: pass\n"
+    )
+    crowd = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) for _ in range(8)]
+    assert [process.wait(60) for process in crowd] == [0] * 8
+    assert count.read_text() == "200"
+    assert {path.name for path in tmp_path.iterdir()} == {"count", "dead", "lock.json"}
+
+
+def test_one_that_was_killed_at_taking_it_is_no_obstacle_for_long(tmp_path, monkeypatch):
+    taking = tmp_path / "lock.json.taking"
+    taking.touch()
+    monkeypatch.setattr(lock, "TAKING", 0.3)
+    begun = time.monotonic()
+    assert taken(tmp_path)
+    assert time.monotonic() - begun > 0.2
+
+
 def test_a_kill_at_any_time_leaves_what_the_next_one_takes_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "WRITING", 0.1)
+    monkeypatch.setattr(lock, "TAKING", 0.1)
     code = (
         "import sys; from pathlib import Path; from nsdcap.lock import holding\n"
         "print('begun', flush=True)\n"
@@ -174,6 +206,27 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
         pass
 
 
+def test_a_lock_that_is_a_folder_is_named_and_stays(tmp_path):
+    path = lock.path_of(tmp_path)
+    path.mkdir()
+    with pytest.raises(UsageError, match=r"lock\.json: found a folder"):
+        taken(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_who_is_told_to_work_on_a_run_lives(tmp_path):
+    mine = lock._me("nsdcap.launch")
+    far = replace(mine, host="far", place="x")
+    for holder, age, lives in (
+        (mine, 0, True), (mine, 9999, True), (replace(mine, start="1"), 0, False),
+        (far, 0, True), (far, lock.GONE + 5, False),
+    ):  # fmt: skip
+        put(tmp_path, holder, age)
+        assert lock.living(tmp_path) == (holder if lives else None)
+    lock.path_of(tmp_path).unlink()
+    assert lock.living(tmp_path) is None
+
+
 def test_a_second_launch_leaves_and_changes_nothing(small_run, tmp_path, capsys):
     """Also for another stage, and with other settings."""
     arguments, done = small_run
@@ -187,6 +240,18 @@ def test_a_second_launch_leaves_and_changes_nothing(small_run, tmp_path, capsys)
             assert len(said) == 1
             assert f"process {other.pid}: nsdcap.other" in said[0]
         assert status.main([str(out), "--json"]) == 75  # reads all the same: aggregate is missing
+        found = json.loads(capsys.readouterr().out)["holder"]
+        assert (found["pid"], found["command"]) == (other.pid, f"nsdcap.other {out}")
+        status.main([str(out)])
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert said == (
+            f"nsdcap.other of {found['user']} on {lock.HOST} (process {other.pid}) works on this run since "
+            f"{found['since']}"
+        )
+        assert status._tell(out, False, True)[1]  # as --watch asks: it may still change
+        capsys.readouterr()
         other.stdin.close()
+    status.main([str(out), "--json"])
+    assert json.loads(capsys.readouterr().out)["holder"] is None
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert {path for path in out.rglob("*") if path.is_file()} == set(before)

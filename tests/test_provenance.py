@@ -21,6 +21,7 @@ from small_runs import without
 from nsdcap import __version__, cells, config, description, provenance
 from nsdcap.cells import Ledger
 from nsdcap.config import SPEED
+from nsdcap.errors import UsageError
 from nsdcap.paths import Cell, artefact, config_file, sidecar
 from nsdcap.provenance import main
 from nsdcap.stages import STAGES, counted
@@ -277,6 +278,15 @@ def test_the_folder_is_described_as_bids_asks(small_run):
     assert source["DOI"] == "doi:10.1038/s41593-021-00962-x"
     assert "SourceDatasets" not in written  # it is drawn
     assert "artificial" in written["Name"]
+
+
+@pytest.mark.parametrize("junk", ["", "{", "[1]", "\udcff", "[" * 100_000])
+def test_a_description_that_is_junk_is_named_and_left(tmp_path, junk):
+    path = tmp_path / description.NAME
+    path.write_bytes(junk.encode(errors="surrogateescape"))
+    with pytest.raises(UsageError, match=r"dataset_description\.json: found no JSON object"):
+        description.write(tmp_path, config.Config())
+    assert path.read_bytes() == junk.encode(errors="surrogateescape")
 
 
 def test_words_that_someone_added_stay(tmp_path):
