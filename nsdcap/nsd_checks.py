@@ -250,9 +250,9 @@ def check_session(nsd: NSD, subject: int, session: int, found: Selection) -> Non
             pair = np.asarray(image.dataobj[..., :2])  # unpacks these volumes alone
         # all of it is unpacked only where that gives cause
         still = (pair[..., 0] == pair[..., 1])[tuple(few.T)].all()
-        betas = nsd.betas(subject, session, few) if still else None
-    if betas is None:
-        return
+        if not still:
+            return
+        betas = nsd.betas(subject, session, few)
     if not betas.any():
         raise DataError(all_zero(path))
     here = found.trials.session == session
