@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
 
+from nsdcap import checkpoints
 from nsdcap.batches import in_batches
 from nsdcap.errors import DataError, bound, first_line
 from nsdcap.metrics.peers import BACKBONES, MEAN, SPREAD
@@ -173,13 +173,8 @@ def _build(key: str, models: Any) -> torch.nn.Module:
 def _fill(network: torch.nn.Module, key: str, file: Path) -> None:
     """Put a file's tensors into a network, every one accounted for."""
     advice = f"fetch it again from {BACKBONES[key].url}"
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as error:
-        raise DataError(
-            f"{file}: cannot be read as tensors alone ({first_line(error)}); {advice}"
-        ) from error
-    if not isinstance(tensors, dict):
+    tensors = checkpoints.read(file, str(file), advice)
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
         raise DataError(
             f"{file}: found {type(tensors).__name__}, expected tensors by name; {advice}"
         )

@@ -8,15 +8,14 @@ that of the original: attention heads of 64 and, in the ViT, LayerNorm's eps of 
 
 from __future__ import annotations
 
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nsdcap import checkpoints
 from nsdcap.errors import DataError, first_line
 
 HEAD = 64
@@ -54,25 +53,11 @@ def read(file: Path) -> dict[str, torch.Tensor]:
     DataError
         No such file, none that torch reads as tensors and plain values alone, or none of BLIP's.
     """
-    try:
-        content = torch.load(
-            file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
-        )
-    except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        why = (
-            f"it would run {code[1]}, and code from a file is never run"
-            if code
-            else "no checkpoint"
-        )
-        raise DataError(f"models.blip = {str(file)!r}: {why}; download it anew") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        why = str(getattr(error, "strerror", None) or error).strip().partition("\n")[0][:200]
-        raise DataError(
-            f"models.blip = {str(file)!r}: cannot be read as a checkpoint ({why}); download it anew"
-        ) from None
+    content = checkpoints.read(file, f"models.blip = {str(file)!r}", "download it anew")
     tensors = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(value) for name, value in tensors.items()
+    ):
         found = ", ".join(map(str, content))[:100] if isinstance(content, dict) else type(content)
         raise DataError(
             f"models.blip = {str(file)!r}: found {found}, expected tensors under 'model' as in "
@@ -92,12 +77,13 @@ def configuration(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, Any]]
         return shape[axis] if -len(shape) <= axis < len(shape) else usual
 
     def layers(pattern: str) -> int:
-        numbers = [int(found[1]) for name in tensors if (found := re.match(pattern, name))]
-        return max(numbers) + 1 if numbers else 12
+        numbers = [int(found[1][:9]) for name in tensors if (found := re.match(pattern, name))]
+        # no more than there are tensors: a damaged name is no reason to build a million layers
+        return min(max(numbers) + 1, len(tensors)) if numbers else 12
 
     seen, width = size("visual_encoder.cls_token", -1, 768), size(_WORDS, 1, 768)
     patch = size("visual_encoder.patch_embed.proj.weight", -1, 16)
-    side = round((size("visual_encoder.pos_embed", 1, 197) - 1) ** 0.5)
+    side = round(max(0, size("visual_encoder.pos_embed", 1, 197) - 1) ** 0.5)
     text = "text_decoder.bert."
     return {
         "vision_config": {

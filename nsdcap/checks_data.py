@@ -20,9 +20,11 @@ from nsdcap.nsd_checks import (
     Selection,
     check_captions,
     check_design,
+    check_ncsnr,
     check_session,
     check_stimuli,
     check_surfaces,
+    has_ncsnr,
     sample,
     select,
     split,
@@ -146,10 +148,15 @@ def _volumes(
     yield look(f"{name} ROI", roi, "labels 1 to 7, in the grid of ncsnr and betas")
     if not found:
         return
-    known = int(np.isfinite(found[0].ncsnr).sum())
+    known = int(has_ncsnr(found[0].ncsnr).sum())
     total = len(found[0].ncsnr)
-    yield Row(f"{name} ncsnr", "ok" if known == total else "note", f"of {known:,} voxels", f"of {total:,}",
-              "" if known == total else "voxels without one are left out")  # fmt: skip
+    if not known:
+        yield look(
+            f"{name} ncsnr", lambda: str(check_ncsnr(nsd, subject, found[0])), f"of {total:,}"
+        )
+    else:
+        yield Row(f"{name} ncsnr", "ok" if known == total else "note", f"of {known:,} voxels", f"of {total:,}",
+                  "" if known == total else "voxels without one are left out")  # fmt: skip
     sound: list[int] = []
 
     def check(number: int) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nsdcap import architectures, weights
+from nsdcap import architectures, checkpoints, weights
 from nsdcap.architectures import Shapes
 from nsdcap.errors import DataError, first_line
 from nsdcap.metrics.peers import BACKBONES
@@ -47,8 +47,8 @@ def check(model: str, where: str) -> None:
     """Refuse a model of another architecture, or whose tensors are not those of its configuration.
 
     ``model`` is "blip", "clip", "diffusion", "blip_tokenizer" or "backbones"; ``where`` a folder, a file or a
-    hub id, of which the cache's folder is looked at, if it is there. Headers are read, no tensors; what
-    PyTorch's own files (.bin) hold is not looked at.
+    hub id, of which the cache's folder is looked at, if it is there. Headers are read, no tensors; PyTorch's
+    own files (.bin) must be such, but their tensors are not compared.
 
     Raises
     ------
@@ -80,12 +80,15 @@ def check(model: str, where: str) -> None:
 def _tensors(setting: str, model: str, place: Path, part: str) -> dict[str, tuple] | None:
     """All tensors of a part by name; None where a file is not safetensors."""
     found: dict[str, tuple] = {}
+    other = False
     for name, file in loaded(model, str(place)).items():
         if name.split("/")[1] == part or not part:
             if file.suffix != ".safetensors":
-                return None
+                checkpoints.check(file, f"{setting}: {file}", "fetch the model again")
+                other = True
+                continue
             found |= {_today(name): shape for name, shape in header(setting, file).items()}
-    return found
+    return None if other else found
 
 
 def header(setting: str, file: Path) -> Shapes:
@@ -159,19 +162,12 @@ def _check_tensors(
 
 def _check_backbones(setting: str, folder: Path) -> None:
     """The file of each network that is there; that others are not there is told in the tables."""
-    import torch
-
     for key, ends in ENDS.items():
         file = folder / BACKBONES[key].file
         if not file.is_file():
             continue
-        try:
-            tensors = torch.load(file, map_location="meta", weights_only=True)
-        except Exception as error:  # pickle has many of its own
-            raise DataError(
-                f"{setting}: {file} cannot be read as tensors ({first_line(error)}); fetch it again from "
-                f"{BACKBONES[key].url}"
-            ) from None
+        advice = f"fetch it again from {BACKBONES[key].url}"
+        tensors = checkpoints.read(file, f"{setting}: {file}", advice, "meta")
         names = tensors if isinstance(tensors, dict) else {}
         shapes = {
             str(name).removeprefix("module."): tuple(getattr(value, "shape", ()))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nsdcap.errors import DataError, first_line
+from nsdcap.errors import DataError, NsdcapError, first_line
 
 # Counters 0, 1, 2 ... that older releases of transformers saved with CLIP's weights.
 HARMLESS = ("position_ids",)
@@ -59,8 +59,6 @@ def load_part(
 @contextmanager
 def reading(place: str, what: str) -> Iterator[None]:
     """Within it the libraries' errors as they read ``what`` at ``place`` become one DataError."""
-    from safetensors import SafetensorError
-
     try:
         yield
     except UnpicklingError as error:
@@ -68,15 +66,9 @@ def reading(place: str, what: str) -> Iterator[None]:
             f"{place}: a file of {what} is damaged, or holds code beside tensors and is not run; fetch it "
             "anew, best as safetensors"
         ) from error
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        TypeError,
-        KeyError,
-        EOFError,
-        SafetensorError,
-    ) as error:
+    except (NsdcapError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file may raise anything in torch's unpickler
         raise DataError(
             f"{place}: no {what} could be read there ({first_line(error)}); "
             "give a folder in Hugging Face's layout or a hub id"

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.openers import ImageOpener
 
-from nsdcap.errors import DataError, absent
+from nsdcap.errors import DataError, absent, bound
 from nsdcap.nsd_read import (
     find_dataset,
     inside,
@@ -126,16 +126,45 @@ class NSD:
         for ending in (".hdf5", ".nii.gz"):
             if (path := stem.with_name(stem.name + ending)).exists():
                 return path
-        raise absent(
-            f"subject {subject} has no betas of session {session}: neither {stem}.hdf5 nor .nii.gz;"
-            f" fetch the file, or choose sessions among {self.sessions_available(subject)}."
+        raise self.without_betas(subject, [session])
+
+    def without_betas(self, subject: int, sessions: Sequence[int]) -> DataError:
+        """The error of sessions whose betas are not there: a link to nothing, no folder, or others alone."""
+        folder = self.betas_dir(subject)
+        for session in sessions:
+            for ending in (".hdf5", ".nii.gz"):
+                path = folder / f"betas_session{session:02d}{ending}"
+                if path.is_symlink():
+                    return absent(
+                        f"{path} is a link to {path.readlink()}, where nothing is{bound()}; mend the link, or "
+                        "fetch the file."
+                    )
+        if there := self.sessions_available(subject):
+            names = f"{sessions[0]}" if len(sessions) == 1 else f"{list(sessions)}"
+            plural = "" if len(sessions) == 1 else "s"
+            return absent(
+                f"subject {subject} has no betas of session{plural} {names} in {folder}, neither .hdf5 nor "
+                f".nii.gz; fetch them, or choose sessions among {there}."
+            )
+        found = f"there are no betas in {folder}" if folder.is_dir() else f"there is no {folder}"
+        near = folder.parent if folder.parent.is_dir() else folder.parent.parent.parent
+        others = [
+            path.name
+            for path in (sorted(near.iterdir()) if near.is_dir() else [])
+            if path.is_dir() and path != folder
+        ]
+        held = f" ({near} holds {', '.join(others[:8])})" if others else ""
+        return absent(
+            f"subject {subject} has no betas: {found}{held}; fetch them, or mend data.nsd_root, data.betas or "
+            "data.subjects."
         )
 
     def sessions_available(self, subject: int) -> list[int]:
-        """Sessions of which there are betas, increasing."""
+        """Sessions of which there are betas, increasing; a link to nothing is none."""
         names = self.betas_dir(subject).glob("betas_session[0-9][0-9].*")
         endings = (".hdf5", ".nii.gz")
-        return sorted({int(path.name[13:15]) for path in names if path.name[15:] in endings})
+        there = (path for path in names if path.name[15:] in endings and path.exists())
+        return sorted({int(path.name[13:15]) for path in there})
 
     # --- volumes ----------------------------------------------------------------------------
 
@@ -245,7 +274,8 @@ class NSD:
                 )
             if len(ids) and (ids.min() < 0 or ids.max() >= len(dataset)):
                 raise DataError(
-                    f"{path} has {len(dataset)} pictures; nsd_id {ids.min()} to {ids.max()} asked."
+                    f"{path} has {len(dataset)} pictures; nsd_id {ids.min()} to {ids.max()} asked; "
+                    "fetch the file again."
                 )
             for i in np.argsort(ids, kind="stable").tolist():
                 dataset.read_direct(found, np.s_[ids[i]], np.s_[i])

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from nsdcap.config import STREAMS
-from nsdcap.errors import DataError, absent
+from nsdcap.errors import DataError
 from nsdcap.nsd import NSD, SUBJECTS, TRIALS_PER_SESSION, Trials, voxels_of
 from nsdcap.nsd_read import check_gzip_end, load_image, read_volume, reading
 from nsdcap.nsd_surface import read_index, read_layer
@@ -82,13 +82,28 @@ def check_subject(
     found = select(nsd, subject, sessions, labels, wanted)
     available = nsd.sessions_available(subject)
     if missing := [s for s in sorted(sessions) if s not in available]:
-        raise absent(
-            f"subject {subject} has no betas of sessions {missing} in {nsd.betas_dir(subject)};"
-            f" fetch them, or choose sessions among {available}."
-        )
+        raise nsd.without_betas(subject, missing)
     for session in sorted(sessions):
         check_session(nsd, subject, session, found)
+    check_ncsnr(nsd, subject, found)
     return found
+
+
+def check_ncsnr(nsd: NSD, subject: int, found: Selection) -> int:
+    """How many voxels of the ROI have an ncsnr. Raises DataError where none has: all would be left out."""
+    known = int(has_ncsnr(found.ncsnr).sum())
+    if not known:
+        raise DataError(
+            f"{nsd.betas_dir(subject) / 'ncsnr.nii.gz'}: found no finite number from 0 in any of the "
+            f"{len(found.ncsnr)} voxels of the ROI, expected one in most; fetch it again."
+        )
+    return known
+
+
+def has_ncsnr(ncsnr: np.ndarray) -> np.ndarray:
+    """Which voxels (n,) bool have an ncsnr: a number, finite and not negative."""
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(ncsnr) & (ncsnr >= 0)
 
 
 def split(nsd: NSD, subject: int, sessions: Sequence[int]) -> tuple[Trials, np.ndarray]:
@@ -122,6 +137,10 @@ def select(
     roi, affine, xyz = _roi(nsd, subject, labels, wanted or {})
     ncsnr_file = nsd.betas_dir(subject) / "ncsnr.nii.gz"
     ncsnr, place = read_volume(ncsnr_file)
+    if ncsnr.shape != roi.shape:
+        there = [s for s in sorted(sessions) if s in nsd.sessions_available(subject)]
+        if there and nsd.betas_shape(subject, there[0]) == ncsnr.shape:
+            _same_volume(nsd, subject, there[0], roi.shape)  # two against the ROI
     _same_grid(ncsnr_file, ncsnr.shape, place, nsd.roi_file(subject), roi.shape, affine)
     at = tuple(xyz.T)
     return Selection(trials, is_test, xyz, roi[at], ncsnr[at], affine, roi.shape)
@@ -213,14 +232,9 @@ def _roi(
 
 
 def check_session(nsd: NSD, subject: int, session: int, found: Selection) -> None:
-    """The betas' header fits the ROI, and some of its voxels are not zero. Raises DataError."""
+    """The betas' header fits the ROI, and some of its voxels vary over the training. Raises DataError."""
     path = nsd.betas_file(subject, session)
-    shape = nsd.betas_shape(subject, session)
-    if shape != found.shape:
-        raise DataError(
-            f"{path} has a volume of {shape}, but the streams ROI"
-            f" of subject {subject} has {found.shape}; take both of the same subject."
-        )
+    shape = _same_volume(nsd, subject, session, found.shape)
     nifti = path.with_name(f"betas_session{session:02d}.nii.gz")
     image = load_image(nifti) if nifti.exists() else None
     if image is not None:
@@ -228,16 +242,41 @@ def check_session(nsd: NSD, subject: int, session: int, found: Selection) -> Non
         _same_grid(nifti, image.shape[:3], image.affine, where, found.shape, found.affine)
     few = sample(found.xyz)
     if path.suffix == ".hdf5" or image is None:
-        zero = not nsd.betas(subject, session, few).any()
+        betas = nsd.betas(subject, session, few)
     else:
         n_values = int(np.prod(shape)) * TRIALS_PER_SESSION
         check_gzip_end(path, int(image.dataobj.offset) + n_values * 2)
         with reading(path, "is broken"):
-            first = np.asarray(image.dataobj[..., 0])  # unpacks this volume alone
+            pair = np.asarray(image.dataobj[..., :2])  # unpacks these volumes alone
         # all of it is unpacked only where that gives cause
-        zero = not first[tuple(few.T)].any() and not nsd.betas(subject, session, few).any()
-    if zero:
+        still = (pair[..., 0] == pair[..., 1])[tuple(few.T)].all()
+        if not still:
+            return
+        betas = nsd.betas(subject, session, few)
+    if not betas.any():
         raise DataError(all_zero(path))
+    here = found.trials.session == session
+    training = betas[found.trials.trial[here & ~found.is_test]]
+    if len(training) > 1 and not (training != training[0]).any():
+        values = np.unique(training[0])
+        told = str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"
+        raise DataError(
+            f"{path}: found one number ({told}) in all {len(training)} training trials of each of {len(few)} "
+            "voxels of the ROI, expected betas that vary; fetch it again."
+        )
+
+
+def _same_volume(
+    nsd: NSD, subject: int, session: int, roi_shape: tuple[int, ...]
+) -> tuple[int, int, int]:
+    """(X, Y, Z) of a session's betas. Raises DataError where it is not that of the ROI."""
+    shape = nsd.betas_shape(subject, session)
+    if shape != tuple(roi_shape):
+        raise DataError(
+            f"{nsd.betas_file(subject, session)} has a volume of {shape}, but the streams ROI of subject "
+            f"{subject}, {nsd.roi_file(subject)}, has {tuple(roi_shape)}; take both of the same subject."
+        )
+    return shape
 
 
 def sample(rows: np.ndarray, count: int = SAMPLE) -> np.ndarray:

@@ -151,12 +151,16 @@ def read_captions(path: Path, wanted: Mapping[int, int]) -> dict[int, list[str]]
     seen: set[int] = set()
     try:
         for entry in json.loads(path.read_bytes())["annotations"]:
-            number, image, text = entry["id"], entry["image_id"], entry["caption"].strip()
+            number, image, text = entry["id"], entry["image_id"], entry["caption"]
+            if not isinstance(text, str):
+                raise TypeError(f"caption {text!r:.80} of id {number!r}")
+            text = text.strip()
             if type(number) is not int or type(image) is not int:
                 raise TypeError(f"id {number!r} of image {image!r}")
             if number in seen:
                 raise DataError(f"{path}: annotation id {number} stands twice; fetch it again.")
             seen.add(number)
+            text.encode()  # half a surrogate pair, which JSON can spell, is no text
             if (key := wanted.get(image)) is not None and text:
                 found[key].append((number, text))
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:

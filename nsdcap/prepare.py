@@ -22,7 +22,7 @@ from nsdcap.cells import sessions_of
 from nsdcap.config import Config
 from nsdcap.errors import DataError
 from nsdcap.nsd import BETAS_SCALE, NSD, TRIALS_PER_SESSION
-from nsdcap.nsd_checks import all_zero, check_subject
+from nsdcap.nsd_checks import all_zero, check_subject, has_ncsnr
 from nsdcap.parts import kept
 from nsdcap.paths import Cell
 from nsdcap.stats import noise_ceiling
@@ -133,9 +133,8 @@ def prepare(
             log(f"subject {subject} session {session}: {len(train)} training trials of 750")
 
         # 2. voxels to keep; the same rows again, standardised, moved left over the dropped ones
-        with np.errstate(invalid="ignore"):
-            heard = np.isfinite(ncsnr) & (ncsnr >= 0)
-        reasons = dict(zip(DROPPED, (zero, ~varies, low == high, ~heard), strict=True))
+        unheard = ~has_ncsnr(ncsnr)
+        reasons = dict(zip(DROPPED, (zero, ~varies, low == high, unheard), strict=True))
         keep = np.ones(n_voxels, dtype=bool)
         dropped = {}
         for name, where in reasons.items():

@@ -255,6 +255,17 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
     ),
     "unknown filter": (unknown_filter, "prepare", "session02.hdf5.*HDF5 filter 32015"),
     "all zero": (betas(at(..., 0)), "prepare", "session02.hdf5 holds only zeros in the ROI"),
+    "all constant": (
+        betas(at(..., -32768)), "prepare",
+        r"session02.hdf5: found one number \(-32768\) in all \d+ training trials .* expected betas that vary",
+    ),
+    "all constant NIfTI": (
+        nifti_alone(image(NIFTI, at(..., 5))), "prepare", r"session02.nii.gz: found one number \(5\) in all"
+    ),
+    "no voxel with ncsnr": (
+        image(NCSNR, at(..., np.nan)), "prepare", "ncsnr.nii.gz: found no finite number .* fetch it again"
+    ),
+    "no voxel with finite ncsnr": (image(NCSNR, at(..., np.inf)), "prepare", "ncsnr.nii.gz: found no finite"),
     "all zero NIfTI": (nifti_alone(image(NIFTI, at(..., 0))), "prepare", "session02.nii.gz holds only zeros"),
     "NIfTI cut": (nifti_alone(half(NIFTI)), "prepare", "session02.nii.gz is broken .*end"),
     "NIfTI of float with NaN": (
@@ -274,7 +285,10 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
         image(ROI, lambda v: np.where(v == 1, 2, v)), "prepare",
         "streams.nii.gz: early of setting roi.z has no voxel",
     ),
-    "ROI of another shape": (image(ROI, lambda v: v[:, 1:]), "prepare", r"streams ROI .* has \(35, 21, 29\)"),
+    "ROI of another shape": (
+        image(ROI, lambda v: v[:, 1:]), "prepare",
+        r"session01.hdf5 has .*streams ROI .* has \(35, 21, 29\)",
+    ),
     "ROI of fractions": (
         image(ROI, lambda v: v + np.float32(0.5)), "prepare", "streams.nii.gz holds fractions or NaN"
     ),
@@ -341,12 +355,30 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
     "captions without words": (
         captions(lambda all, image: [a | {"caption": " "} for a in all]), "features", "have no captions"
     ),
+    "half a letter in a caption": (
+        captions(lambda all, image: [a | {"caption": "a \ud800 dog"} for a in all]), "features",
+        "captions_train2017.json is not COCO's captions .*surrogates not allowed.*fetch it again",
+    ),
+    "a caption that is no text": (
+        captions(lambda all, image: [a | {"caption": 5} for a in all]), "features",
+        "captions_train2017.json is not COCO's captions .*caption 5",
+    ),
+    "a link to nothing": (
+        both(gone(HDF5), gone(NIFTI), lambda root: (root / HDF5).symlink_to("nowhere.hdf5")), "prepare",
+        "session02.hdf5 is a link to nowhere.hdf5, where nothing is; mend the link",
+    ),
+    "no betas at all": (
+        lambda root: (root / BETAS).rename(root / BETAS.replace("GLMdenoise", "none")), "prepare",
+        r"subject 1 has no betas: there is no .*_GLMdenoise_RR \(.* holds betas_fithrf_none_RR\)",
+    ),
     "annotation twice": (captions(lambda all, image: [*all, all[0]]), "features", f"annotation id .* {TWICE}"),
     "captions cut": (half(TRAIN), "features", "captions_train2017.json is not COCO's captions"),
     "captions a list": (bytes_of(TRAIN, lambda b: b"[1]"), "features", "is not COCO's captions"),
     "captions deep": (bytes_of(TRAIN, lambda b: b"[" * 100_000), "features", "is not COCO's captions"),
     "captions a folder": (folder(TRAIN), "features", "captions_train2017.json is a folder"),
-    "stimuli too short": (short_stimuli, "features", r"nsd_stimuli.hdf5 has 72000 pictures; nsd_id"),
+    "stimuli too short": (
+        short_stimuli, "features", "nsd_stimuli.hdf5 has 72000 pictures; nsd_id .*fetch the file again"
+    ),
     "stimuli of another size": (
         hdf5(STIMULI, "imgBrick", (73000, 224, 224, 3), "u1", chunks=True), "features",
         r"pictures of \(224, 224, 3\), expected \(425, 425, 3\)",
@@ -401,7 +433,6 @@ def test_bad_data_is_refused_before_any_work(tree_copy, tmp_path, capsys, case):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (betas(at(..., 5)), "none is left .* constant over the training trials"),
         (nifti_alone(flipped(NIFTI)), "session02.nii.gz is broken"),
     ],
 )

@@ -467,7 +467,7 @@ def test_networks_that_score_pictures(refused, arguments, tmp_path):
     torch.save([torch.zeros(1)], file)
     refused(launch.main, given, 65, "holds no such tensor as features.0.weight")
     file.write_bytes(b"<html>")
-    refused(launch.main, given, 65, f"{file} cannot be read as tensors")
+    refused(launch.main, given, 65, f"{file}: cannot be read as a checkpoint")
 
 
 # --- other commands -------------------------------------------------------------------------------

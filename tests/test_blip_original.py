@@ -183,9 +183,9 @@ def test_code_in_a_checkpoint_is_named_and_not_run(model, settings, tmp_path, ol
     ("content", "said"),
     [
         (b"", "cannot be read as a checkpoint"),
-        (b"<html>404 Not Found</html>", "no checkpoint"),
-        (b"PK\x03\x04 cut off", "cannot be read as a checkpoint|no checkpoint"),
-        (None, "No such file"),
+        (b"<html>404 Not Found</html>", "cannot be read as a checkpoint"),
+        (b"PK\x03\x04 cut off", "cannot be read as a checkpoint"),
+        (None, "there is no such file"),
     ],
 )
 def test_a_file_that_is_no_checkpoint(tmp_path, words, content, said):

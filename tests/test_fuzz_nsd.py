@@ -33,7 +33,7 @@ from nsdcap import nsd_checks, nsd_tables
 from nsdcap.artefacts import open_file
 from nsdcap.config import STREAMS
 from nsdcap.errors import DataError
-from nsdcap.nsd import NSD
+from nsdcap.nsd import NSD, Trials
 from nsdcap.nsd_surface import read_index, read_layer
 
 SHAPE = (3, 4, 5)
@@ -134,8 +134,10 @@ def prepared() -> bytes:
 
 def read_betas(path: Path) -> list[np.ndarray]:
     nsd = NSD(path.parents[5])
-    roi = np.ones(SHAPE, np.int16)
-    nsd_checks._check_session(nsd, 1, 1, roi, AFFINE, XYZ)
+    trials = Trials(np.ones(750, int), np.arange(750), np.arange(750))
+    ones = np.ones(len(XYZ), np.int16)
+    found = nsd_checks.Selection(trials, np.arange(750) < 50, XYZ, ones, ones, AFFINE, SHAPE)
+    nsd_checks.check_session(nsd, 1, 1, found)
     return [nsd.betas(1, 1, XYZ)]
 
 

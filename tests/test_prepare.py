@@ -15,6 +15,7 @@ import pytest
 from nsdcap.errors import DataError
 from nsdcap.miniature.tree import write_betas
 from nsdcap.nsd import NSD, voxels_of
+from nsdcap.nsd_checks import sample
 from nsdcap.prepare import noise_ceiling, prepare
 
 BETAS = "nsddata_betas/ppdata/subj01/func1pt8mm/betas_fithrf_GLMdenoise_RR"
@@ -283,8 +284,32 @@ def frozen(root: Path) -> None:
     write_betas(path, shape, xyz, np.full((750, len(xyz)), 5, np.int16))
 
 
+def nearly_frozen(root: Path) -> None:
+    """No voxel varies in both sessions, but some that are looked at before work do in each."""
+    nsd = NSD(root)
+    early = voxels_of(nsd.roi(1)[0], [1])
+    looked_at = {tuple(at) for at in sample(early).tolist()}
+    seen = np.array([tuple(at) in looked_at for at in early.tolist()])
+    first = np.arange(len(early)) == np.flatnonzero(seen)[0]
+    for session, varies in ((1, first), (2, seen & ~first)):
+        values = nsd.betas(1, session, early)
+        values[:, ~varies] = 5
+        path = root / BETAS / f"betas_session{session:02d}.hdf5"
+        path.unlink()
+        write_betas(path, nsd.betas_shape(1, session), early, values)
+
+
+def without_ncsnr(root: Path) -> None:
+    path = root / BETAS / "ncsnr.nii.gz"
+    image = load(path)
+    values = np.full(image.shape, np.nan, np.float32)
+    values[::2], values[::3] = np.inf, -1
+    path.unlink()
+    nib.save(nib.Nifti1Image(values, image.affine), path)
+
+
 CASES: dict[str, tuple[Callable[[Path], object], dict, str]] = {
-    "missing session": (lambda r: None, {"sessions": [1, 2, 3]}, r"sessions \[3\].*\[1, 2\]"),
+    "missing session": (lambda r: None, {"sessions": [1, 2, 3]}, r"session 3 in .*\[1, 2\]"),
     "session twice": (lambda r: None, {"sessions": [1, 1]}, "twice"),
     "no sessions": (lambda r: None, {"sessions": []}, "expected numbers from 1 to 40"),
     "unknown stream": (lambda r: None, {"roi_labels": ["early", "V9"]}, r"\['V9'\] do not exist"),
@@ -296,10 +321,24 @@ CASES: dict[str, tuple[Callable[[Path], object], dict, str]] = {
     "no ncsnr": (lambda r: (r / BETAS / "ncsnr.nii.gz").unlink(), {}, "ncsnr.nii.gz does not"),
     "all zero": (blank_session, {}, "session02.hdf5 holds only zeros"),
     "all zero NIfTI": (blank_nifti, {}, "session02.nii.gz holds only zeros"),
-    "all constant": (frozen, {}, "none is left .* constant over the training trials"),
+    "all constant": (
+        frozen,
+        {},
+        r"session02.hdf5: found one number \(5\) in all \d+ training trials",
+    ),
+    "constant but for the sample": (
+        nearly_frozen,
+        {"roi_labels": ["early"]},
+        "none is left .* constant over",
+    ),
+    "no voxel has ncsnr": (
+        without_ncsnr,
+        {},
+        "ncsnr.nii.gz: found no finite number .*fetch it again",
+    ),
     "truncated": (truncated, {}, "session02.hdf5 is truncated"),
 }
-LATE = ("all constant",)  # only reading the session in full can tell
+LATE = ("constant but for the sample",)  # only reading the session in full can tell
 
 
 @pytest.mark.parametrize("case", CASES)

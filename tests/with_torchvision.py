@@ -296,7 +296,7 @@ class Code:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"PK\x03\x04 cut", "cannot be read"), (Code(), "as tensors alone"), ([1, 2], "found list")],
+    [(b"PK\x03\x04 cut", "cannot be read"), (Code(), "would run print"), ([1, 2], "found list")],
     ids=["broken", "code", "list"],
 )
 def test_what_is_not_tensors_is_refused(tmp_path, content, words, capsys):
