@@ -220,7 +220,7 @@ OPTIONS = [
     (["--subjects", "9"], 2, "setting data.subjects: found 9, expected numbers from 1 to 8"),
     (["--subjects", "1", "1"], 2, "setting data.subjects: found 1 twice"),
     (["--subjects", "one"], 2, "invalid int value: 'one'"),
-    (["--subjects", "3"], 65, "subject 3 has no betas of session 1"),
+    (["--subjects", "3"], 65, "subject 3 has no betas: there is no"),
     (["--layers", "7"], 65, "encode.layers: found [7], expected numbers from 0 (embeddings) to 6"),
     (["--layers", "-1"], 2, "setting encode.layers: found -1, expected numbers from 0"),
     (["--layers", "1", "1"], 2, "setting encode.layers: found 1 twice"),
