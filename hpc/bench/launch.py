@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nsdcap import launch, miniature, sbatch, submit
 from nsdcap.cells import Ledger
 from nsdcap.config import load
@@ -46,6 +48,8 @@ def make_run(folder: Path, cells: int) -> Ledger:
         config = json.loads((blip / "config.json").read_text())
         config["text_config"]["num_hidden_layers"] = -(-cells // len(SUBJECTS)) - 2
         (blip / "config.json").write_text(json.dumps(config))
+        (blip / "model.safetensors").unlink()  # whose tensors would be missed
+        torch.save({}, blip / "pytorch_model.bin")
     out = folder / f"out-{cells}"
     places = [*miniature.places(folder / "nsd"), f"models.blip={str(blip)!r}", "data.sessions=2",
               f"data.subjects={list(SUBJECTS)}"]  # fmt: skip
