@@ -126,7 +126,11 @@ def test_a_pool_of_this_machine_runs_its_cells_in_the_image(pulled_image, tree_c
     """``--executor local --image``: two cells at a time, one of which fails for its data."""
     betas = next((tree_copy / "nsddata_betas/ppdata/subj02").rglob("betas_session01.hdf5"))
     betas.unlink()
-    betas.write_bytes(b"no HDF5")
+    betas = betas.with_name("betas_session01.nii.gz")  # read in full by its cell alone
+    content = bytearray(betas.read_bytes())
+    content[len(content) // 2] ^= 1
+    betas.unlink()
+    betas.write_bytes(content)
     arguments = ["--stage", "prepare", "--subjects", "1", "2", "--nsd-root", str(tree_copy)]
     for setting in (*miniature.places(tree_copy), "data.sessions=2"):
         arguments += ["--set", setting]
@@ -149,7 +153,7 @@ def test_a_pool_of_this_machine_runs_its_cells_in_the_image(pulled_image, tree_c
         )
         assert done.returncode == 65, done.stdout + done.stderr
         told[name] = next(line for line in done.stderr.splitlines() if "FAILED" in line)
-    assert "betas_session01.hdf5" in told["local"]
+    assert "betas_session01.nii.gz" in told["local"]
     assert told["local"].split("FAILED")[1].split("; see")[0] in told["inline"]
     inline, local = (artefact(tmp_path / name, Cell("prepare", 1)) for name in chosen)
     assert local.read_bytes() == inline.read_bytes()
