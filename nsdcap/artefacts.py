@@ -141,6 +141,11 @@ def open_file(path: Path, stage: str, keys: Sequence[str] = (), finite: bool = T
     """As ``open_artefact``; without ``finite`` NaN is let through, as in maps of voxels that never varied."""
     try:
         file = h5py.File(path, "r")
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: cannot be read, it is not there; run the {stage} stage, "
+            f"--stage {stage} --force"
+        ) from None
     except OSError as error:
         raise damaged(path, f"cannot be read: {first_line(error)}") from error
     try:

@@ -30,7 +30,7 @@ CELLS = [
 PART = r"\.parts/[^/]*\.part"
 # one after the other, each where the kill before has left the run: {0} is the artefact
 STEPS = [
-    "sync lock.json$",
+    r"rename to lock\.json$",
     r"rename to config\.toml$",
     r"sync .*\.parts/\.signature",
     rf"open .*{PART}\..*partial",
@@ -49,7 +49,8 @@ STEPS = [
 ]
 # what is the same for all: one stage stands for them
 COMMON = {
-    "sync lock.json$", r"rename to config\.toml$", r"sync .*\.parts/\.signature", rf"open .*{PART}\..*partial",
+    r"rename to lock\.json$", r"rename to config\.toml$",
+    r"sync .*\.parts/\.signature", rf"open .*{PART}\..*partial",
     r"remove .*\.parts/signature$", r"remove .*\.parts$", "remove lock.json$",
 }  # fmt: skip
 LACKS = {"caption": ("HDF5 (write|dataset) .*{0}",)}  # JSON

@@ -147,7 +147,7 @@ def test_a_dry_run_refuses_a_broken_checkpoint(settings, checkpoint, tiny_tree, 
     file.write_text(config.dump(settings()))
     done = launch.main(["--config", str(file), "--out", str(tmp_path / "out"), "--dry-run"])
     assert done == 65
-    assert "model_base.pth': no checkpoint; download it anew" in capsys.readouterr().err
+    assert "model_base.pth': cannot be read as a checkpoint" in capsys.readouterr().err
 
 
 def test_backbones_are_bound_made_absolute_and_held_against_a_lock(settings, tmp_path, monkeypatch):
